@@ -1,0 +1,53 @@
+#include "core/fault.h"
+
+#ifdef FASTLLM_FAULTS
+
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace fastllm::fault {
+namespace {
+
+struct State {
+  std::atomic<int64_t> passes{0};
+  std::atomic<int64_t> nth{0};
+};
+
+constexpr std::array<const char*, 4> kNames = {"alloc", "kernel", "queue", "io"};
+
+// Test builds only: the one mutable global of the core, because a fault point must be reachable from anywhere.
+std::array<State, 4>& states() {
+  static std::array<State, 4> all;
+  static const bool initialised = [] {
+    const char* text = std::getenv("FASTLLM_FAULT");
+    if (text == nullptr) return true;
+    for (std::size_t i = 0; i < kNames.size(); ++i) {
+      const std::size_t length = std::strlen(kNames[i]);
+      if (std::strncmp(text, kNames[i], length) == 0 && text[length] == ':') all[i].nth = std::atoll(text + length + 1);
+    }
+    return true;
+  }();
+  (void)initialised;
+  return all;
+}
+
+}  // namespace
+
+bool should_fail(Point point) {
+  State& state = states()[static_cast<std::size_t>(point)];
+  return ++state.passes == state.nth.load();
+}
+
+void arm(Point point, int64_t nth) {
+  State& state = states()[static_cast<std::size_t>(point)];
+  state.passes = 0;
+  state.nth = nth;
+}
+
+int64_t passes(Point point) { return states()[static_cast<std::size_t>(point)].passes; }
+
+}  // namespace fastllm::fault
+
+#endif
