@@ -1,0 +1,67 @@
+// The named weights of a model and where they live. Checkpoint readers fill slots by name; the decoder reads them.
+//
+// Matrix slots (packed by the backend), N x K, experts stored together:
+//   embed [V, E]   lm_head [V, E] (absent when tied)
+//   layers.{i}.qkv [(H + 2G) * D, E]   rows: q heads, k heads, v heads        layers.{i}.o [E, H * D]
+//   layers.{i}.gate_up [2F, E]   rows: gate, then up                           layers.{i}.down [E, F]
+//   layers.{i}.router [X, E] (kept in f32)   layers.{i}.experts.gate_up X x [2F, E]   layers.{i}.experts.down X x [E, F]
+//   layers.{i}.shared.gate_up [2Fs, E]   layers.{i}.shared.down [E, Fs]   layers.{i}.shared_gate [1, E] (f32)
+// Vector slots (float32): final_norm [E]; layers.{i}.attention_norm / attention_post_norm / ffn_norm / ffn_post_norm [E];
+//   layers.{i}.q_norm, k_norm [D] or [H * D], [G * D]; layers.{i}.qkv_bias [(H + 2G) * D]; layers.{i}.o_bias [E];
+//   layers.{i}.sinks [H]; layers.{i}.router_bias [X]; layers.{i}.experts.gate_up_bias [X, 2F]; layers.{i}.experts.down_bias [X, E]
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "model/spec.h"
+#include "ops/ops.h"
+
+namespace fastllm {
+
+struct MatrixSlot {
+  PackedWeight weight;
+  std::vector<int64_t> rows_filled;  // per expert
+};
+
+struct VectorSlot {
+  int64_t size = 0;
+  float* data = nullptr;
+  int64_t filled = 0;
+};
+
+// Thread contract: slots are fixed at construction; fill_* may run concurrently on disjoint rows of one slot only if
+// the caller serialises the counting (ModelWeights does it with atomics internally); const afterwards.
+class ModelWeights {
+ public:
+  // `format` is the type of the matrices ("router" and "shared_gate" stay f32). Computes sizes; allocates once.
+  ModelWeights(const ModelSpec& spec, WeightFormat format, Backend& backend);
+
+  static int64_t bytes(const ModelSpec& spec, WeightFormat format, const Backend& backend);
+
+  [[nodiscard]] bool is_matrix(const std::string& name) const;
+  // Throw kCheckpoint when the slot does not exist, rows are out of range, or columns disagree.
+  void fill_matrix(const std::string& name, const WeightSlice& slice, int64_t num_cols);
+  void fill_vector(const std::string& name, const WeightSlice& slice, int64_t offset, int64_t count);
+  void fill_random(uint64_t seed);  // dummy weights: scaled so that activations stay of order one
+  // Names of slots that are not completely filled.
+  [[nodiscard]] std::vector<std::string> unfilled() const;
+
+  [[nodiscard]] const PackedWeight& matrix(const std::string& name) const;
+  [[nodiscard]] const PackedWeight* find_matrix(const std::string& name) const;  // nullptr when the model has none
+  [[nodiscard]] const float* find_vector(const std::string& name) const;
+  [[nodiscard]] const std::map<std::string, MatrixSlot>& matrices() const { return matrices_; }
+  [[nodiscard]] const std::map<std::string, VectorSlot>& vectors() const { return vectors_; }
+  [[nodiscard]] int64_t total_bytes() const { return storage_.size(); }
+
+ private:
+  Backend& backend_;
+  std::map<std::string, MatrixSlot> matrices_;
+  std::map<std::string, VectorSlot> vectors_;
+  Buffer storage_;
+};
+
+}  // namespace fastllm
