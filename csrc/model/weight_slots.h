@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -33,8 +34,7 @@ struct VectorSlot {
   int64_t filled = 0;
 };
 
-// Thread contract: slots are fixed at construction; fill_* may run concurrently on disjoint rows of one slot only if
-// the caller serialises the counting (ModelWeights does it with atomics internally); const afterwards.
+// Thread contract: slots are fixed at construction; fill_* may run concurrently (on disjoint rows); const afterwards.
 class ModelWeights {
  public:
   // `format` is the type of the matrices ("router" and "shared_gate" stay f32). Computes sizes; allocates once.
@@ -59,6 +59,7 @@ class ModelWeights {
 
  private:
   Backend& backend_;
+  std::mutex mutex_;  // guards rows_filled and filled
   std::map<std::string, MatrixSlot> matrices_;
   std::map<std::string, VectorSlot> vectors_;
   Buffer storage_;
