@@ -1,0 +1,49 @@
+# make demo      a first text from the model in the package (no network after the install)
+# make test      everything the tests need, then all of them
+# make lint      ruff, mypy, clang-format
+# make sanitize  native tests under address + undefined, then thread sanitizers
+# make bench     speed of this machine and share of its limits
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+
+.PHONY: demo test lint sanitize bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --stream
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc tests -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+bench: $(VENV)/.installed
+	$(BIN)/fastllm bench
+
+sanitize:
+	tools/sanitize.sh
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install -q .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/python -m pip install -q '.[test]' -C cmake.define.FASTLLM_FAULTS=ON
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python
+	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

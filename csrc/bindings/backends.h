@@ -1,0 +1,16 @@
+// Device strings: the one place that knows every backend.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "ops/ops.h"
+
+namespace fastllm {
+
+// "reference", "cpu" (best level of this machine or FASTLLM_CPU_ISA), "cpu:scalar|avx2|avx512|vnni|bf16".
+// num_threads 0: default_num_threads().
+std::unique_ptr<Backend> make_backend(std::string_view device, int num_threads);
+
+}  // namespace fastllm

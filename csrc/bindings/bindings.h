@@ -1,0 +1,14 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace fastllm {
+
+void bind_errors(nanobind::module_& m);  // Error -> the classes of fastllm.errors
+void bind_ops(nanobind::module_& m);
+void bind_text(nanobind::module_& m);
+void bind_spec(nanobind::module_& m);
+void bind_engine(nanobind::module_& m);
+void bind_model(nanobind::module_& m);
+
+}  // namespace fastllm

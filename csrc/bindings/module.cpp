@@ -1,0 +1,12 @@
+// fastllm._core: one bind_x per area. A binding converts, checks what only Python can get wrong, releases the GIL, calls.
+#include "bindings/bindings.h"
+
+NB_MODULE(_core, m) {
+  m.doc() = "The native core of fastllm. The public interface is the package `fastllm`.";
+  fastllm::bind_errors(m);
+  fastllm::bind_ops(m);
+  fastllm::bind_text(m);
+  fastllm::bind_spec(m);
+  fastllm::bind_engine(m);
+  fastllm::bind_model(m);
+}

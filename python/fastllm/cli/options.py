@@ -1,0 +1,22 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Checkpoint directory or hub id; the packaged demo model if absent.")
+]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cpu:avx2", "cpu:scalar", ... or "reference".')]
+Dtype = Annotated[str, typer.Option(help='Weights: "auto" (as in the checkpoint), "float32", "bfloat16", "float16".')]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; chosen from affinity and cgroup quota if absent.")]
+MaxModelLen = Annotated[int | None, typer.Option(help="Longest context in tokens.")]
+MemoryBudget = Annotated[str | None, typer.Option(help='All memory of the engine, for example "4GiB".')]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")]
+TopK = Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the output reproducible.")]
