@@ -1,0 +1,17 @@
+// What runs a step: a model on a backend, or the fake of the tests.
+#pragma once
+
+#include "engine/step.h"
+
+namespace fastllm {
+
+// Thread contract: made anywhere, then used and destroyed by one thread at a time.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  // Copies pages, runs the model, samples: fills step.results and the top arrays of step.rows.
+  // An exception fails the sequences of this step and no others; K/V that the step wrote is then never read again.
+  virtual void execute(Step& step) = 0;
+};
+
+}  // namespace fastllm

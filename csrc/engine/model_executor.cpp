@@ -1,0 +1,58 @@
+#include "engine/model_executor.h"
+
+#include <utility>
+
+#include "core/error.h"
+
+namespace fastllm {
+
+Model::Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, DType weight_dtype)
+    : spec(std::move(model_spec)), backend(std::move(model_backend)), dtype(weight_dtype) {
+  check(spec);
+}
+
+std::vector<KvSpec> Model::kv_specs(DType kv_dtype) const {
+  std::vector<KvSpec> specs;
+  for (const LayerSpec& layer : spec.layers) {
+    specs.push_back({layer.attention.num_kv_heads, layer.attention.head_dim, kv_dtype});
+  }
+  return specs;
+}
+
+int64_t Model::weight_bytes() const { return ModelWeights::bytes(spec, format_of(dtype), *backend); }
+
+int64_t Model::step_bytes(const StepLimits& limits) const {
+  return Decoder::activation_bytes(spec, limits) + backend->scratch_bytes(op_limits(spec, limits));
+}
+
+int64_t Model::kv_page_bytes(DType kv_dtype) const { return KvStorage::page_bytes(kv_specs(kv_dtype), *backend); }
+
+void Model::allocate_weights() { weights = std::make_unique<ModelWeights>(spec, format_of(dtype), *backend); }
+
+namespace {
+
+const ModelWeights& loaded(const Model& model) {
+  FASTLLM_CHECK(model.weights != nullptr, "weights were not allocated");
+  return *model.weights;
+}
+
+}  // namespace
+
+ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype)
+    : model_(std::move(model)),
+      kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
+      decoder_(model_->spec, loaded(*model_), *model_->backend, limits) {}
+
+void ModelExecutor::execute(Step& step) {
+  Backend& backend = *model_->backend;
+  if (!step.copy_from.empty()) {
+    for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
+  }
+  float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
+  if (step.num_rows() == 0) return;
+  const int64_t vocab = model_->spec.vocab_size;
+  backend.sample({.logits = logits, .num_rows = step.num_rows(), .vocab_size = vocab, .stride = vocab,
+                  .rows = step.rows.data(), .results = step.results.data()});
+}
+
+}  // namespace fastllm

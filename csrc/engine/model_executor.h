@@ -1,0 +1,42 @@
+// Runs steps with a real model: copy pages, decoder forward, sample. Owns everything that a running model needs.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/executor.h"
+#include "kv/kv_storage.h"
+#include "model/decoder.h"
+#include "model/weight_slots.h"
+
+namespace fastllm {
+
+// A model and the backend that runs it. Weights are allocated by allocate_weights(), after the plan was accepted.
+struct Model {
+  Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, DType weight_dtype);
+
+  [[nodiscard]] std::vector<KvSpec> kv_specs(DType kv_dtype) const;
+  // Bytes of the parts of the plan.
+  [[nodiscard]] int64_t weight_bytes() const;
+  [[nodiscard]] int64_t step_bytes(const StepLimits& limits) const;
+  [[nodiscard]] int64_t kv_page_bytes(DType kv_dtype) const;
+  void allocate_weights();
+
+  ModelSpec spec;
+  std::unique_ptr<Backend> backend;
+  DType dtype;
+  std::unique_ptr<ModelWeights> weights;
+};
+
+class ModelExecutor final : public Executor {
+ public:
+  ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype);
+  void execute(Step& step) override;
+
+ private:
+  std::shared_ptr<Model> model_;
+  KvStorage kv_;
+  Decoder decoder_;
+};
+
+}  // namespace fastllm

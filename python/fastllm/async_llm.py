@@ -1,0 +1,185 @@
+"""The asyncio interface: the same engine, one awaitable stream per request.
+
+One poller thread per event loop takes the results of a step from the native channel and wakes the loop once. What a slow
+consumer does not take is merged, so memory per request is bounded by its own output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fastllm.errors import EngineClosedError
+from fastllm.outputs import RequestOutput
+from fastllm.params import SamplingParams
+from fastllm.runtime import EngineOptions, Prompt, RequestState, Runtime
+
+# Results wake the poller at once; this only bounds how long it takes to notice that its loop is gone.
+_POLL_S = 0.5
+
+
+class _LoopPoller:
+    """Serves the requests of one event loop. Created in the loop's thread; `_serve` runs in its own."""
+
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.channel = engine.open_channel()
+        self._loop = loop
+        self._streams: dict[int, _Stream] = {}
+        self._has_work = threading.Event()
+        self._stopped = False
+        threading.Thread(target=self._serve, name="fastllm-poller", daemon=True).start()
+
+    def register(self, stream: _Stream) -> None:
+        self._streams[stream.state.request_id] = stream
+        self._has_work.set()
+
+    def forget(self, stream: _Stream) -> None:
+        self._streams.pop(stream.state.request_id, None)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._has_work.set()
+
+    def _serve(self) -> None:
+        while not self._stopped and not self._loop.is_closed():
+            self._has_work.wait()  # idle: no wake-ups at all
+            try:
+                deltas = self.channel.poll(_POLL_S)
+                failure = None
+            except Exception as error:  # handed to every consumer of the loop
+                deltas, failure = [], error
+            if deltas or failure is not None:
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver, deltas, failure)
+                except RuntimeError:  # the loop was closed
+                    return
+            if failure is not None or self.channel.is_closed:
+                return
+            if not self._streams:
+                self._has_work.clear()
+                if self._streams:  # registered in between
+                    self._has_work.set()
+
+    def _deliver(self, deltas: Sequence[Any], failure: Exception | None) -> None:
+        for delta in deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is not None:
+                stream.state.add(delta)
+                stream.changed.set()
+        if failure is not None:
+            for stream in self._streams.values():
+                stream.state.error = failure
+                stream.changed.set()
+
+
+class _Stream:
+    def __init__(self, state: RequestState) -> None:
+        self.state = state
+        self.changed = asyncio.Event()
+
+
+class AsyncLLM:
+    """``LLM`` for asyncio. Same arguments; ``generate`` is an async generator.
+
+    >>> async with AsyncLLM() as llm:
+    ...     async for output in llm.generate("The os module", SamplingParams(max_tokens=16)):
+    ...         print(output.outputs[0].text)
+
+    Requests may come from several event loops in several threads. Ending or cancelling the consumer aborts its request.
+    """
+
+    def __init__(self, model: str | Path | None = None, **options: Any) -> None:
+        self._runtime = Runtime(model, _engine_options(options))
+        self._pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPoller] = weakref.WeakKeyDictionary()
+        self._pollers_lock = threading.Lock()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncIterator[RequestOutput]:
+        """Yields the request's output as it grows; the last one has ``finished`` set.
+
+        Raises:
+            InvalidRequestError, QueueFullError, EngineClosedError: before the first output.
+        """
+        loop = asyncio.get_running_loop()
+        poller = self._poller(loop)
+        params = sampling_params or SamplingParams()
+        # Tokenizing a long prompt takes a while: not on the event loop.
+        state = await loop.run_in_executor(
+            None,
+            lambda: self._runtime.submit(prompt, params, poller.channel, priority=priority, cache_salt=cache_salt),
+        )
+        stream = _Stream(state)
+        poller.register(stream)
+        try:
+            while not state.finished:
+                await stream.changed.wait()
+                stream.changed.clear()
+                if state.error is not None:
+                    raise state.error
+                yield state.output()
+        finally:
+            poller.forget(stream)
+            if not state.finished:
+                self._runtime.engine.abort(state.request_id)
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        **template_variables: Any,
+    ) -> AsyncIterator[RequestOutput]:
+        """``generate`` for a conversation."""
+        loop = asyncio.get_running_loop()
+        prompt = await loop.run_in_executor(None, lambda: self._runtime.render_chat(messages, **template_variables))
+        async for output in self.generate(prompt, sampling_params):
+            yield output
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request within one step; its consumer gets a last output with ``finish_reason`` "abort"."""
+        self._runtime.engine.abort(int(request_id))
+
+    def info(self) -> dict[str, Any]:
+        """See ``LLM.info``."""
+        return self._runtime.info()
+
+    def close(self) -> None:
+        """Ends the engine; consumers get EngineClosedError."""
+        self._runtime.close()
+        with self._pollers_lock:
+            for poller in self._pollers.values():
+                poller.stop()
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    def _poller(self, loop: asyncio.AbstractEventLoop) -> _LoopPoller:
+        with self._pollers_lock:
+            if self._runtime.engine.is_closed:
+                raise EngineClosedError("this engine was closed")
+            poller = self._pollers.get(loop)
+            if poller is None:
+                poller = self._pollers[loop] = _LoopPoller(self._runtime.engine, loop)
+            return poller
+
+
+def _engine_options(options: Mapping[str, Any]) -> EngineOptions:
+    try:
+        return EngineOptions(**options)
+    except TypeError as error:
+        raise TypeError(f"AsyncLLM: {error}; the options are those of LLM") from None

@@ -1,0 +1,1 @@
+"""Checkpoint directories: config.json, safetensors files, the hub. Everything is checked before it is used."""

@@ -1,0 +1,74 @@
+"""Reading files of a model folder that nobody vouches for: regular files only, nothing outside the folder, bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from fastllm.errors import CheckpointError
+
+MAX_JSON_BYTES = 100 << 20
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path == folder or folder in path.parents
+
+
+def safe_path(folder: Path, name: str) -> Path:
+    """The real path of `name` in `folder`; symbolic links may lead to the hub cache's blobs and nowhere else outside."""
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        raise CheckpointError(f"{folder}: file name {name[:200]!r} is not a plain name (no '/', '\\' or '..')")
+    root = folder.resolve()
+    real = (root / name).resolve()
+    # A hub snapshot is models--x/snapshots/<revision>/<name> -> models--x/blobs/<hash>.
+    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(_is_inside(real, place) for place in allowed):
+        raise CheckpointError(f"{folder / name}: a symbolic link leads outside the model folder, to {real}; copy the file")
+    return real
+
+
+def open_regular(path: Path) -> tuple[int, int]:
+    """File descriptor and size. O_NONBLOCK first: opening a FIFO must not wait for a writer."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be opened: {e.strerror}") from e
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise CheckpointError(f"{path}: is not a regular file")
+    return fd, info.st_size
+
+
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """object_pairs_hook for json: a key given twice means two readers may see two files."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:200]!r} is given twice")
+    return result
+
+
+def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
+    except RecursionError:
+        raise CheckpointError(f"{where}: JSON is nested too deeply") from None
+    except ValueError as e:  # bad UTF-8, bad JSON, duplicate keys, numbers of thousands of digits
+        raise CheckpointError(f"{where}: is not valid JSON: {str(e)[:300]}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_json_object(folder: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    fd, size = open_regular(safe_path(folder, name))
+    with os.fdopen(fd, "rb") as file:
+        if size > max_bytes:
+            raise CheckpointError(f"{folder / name}: has {size} bytes, at most {max_bytes} are read")
+        text = file.read(max_bytes + 1)
+    return parse_json_object(text, str(folder / name))

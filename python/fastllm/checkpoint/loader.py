@@ -1,0 +1,141 @@
+"""A model folder -> the spec of the model and the list of what goes where; then the bytes, into the native weights.
+
+    plan = load(folder, max_model_len=4096)     checks everything, reads no weight
+    weights = ...                               made from plan.spec, within the budget
+    plan.fill(weights)                          packs; each tensor used once, each slot filled once
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastllm import models
+from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.index import read_tensors
+from fastllm.checkpoint.safetensors import Tensor
+from fastllm.errors import CheckpointError
+from fastllm.models.fills import Fill, MatrixFill
+
+# Type in the file -> (name in the core, bytes).
+FLOATS = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
+# Buffers of old transformers versions, computed here from config.json.
+_BUFFERS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+
+
+class Weights(Protocol):
+    """What the native ModelWeights offers."""
+
+    def fill_matrix(
+        self, name: str, address: int, dtype: str, num_rows: int, num_cols: int, row_stride: int, col_stride: int,
+        row_begin: int, expert: int,
+    ) -> None: ...  # fmt: skip
+    def fill_vector(self, name: str, address: int, dtype: str, count: int, stride: int, offset: int) -> None: ...
+    def unfilled(self) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """Checked, and not yet read: sources of all slots of `spec`."""
+
+    folder: Path
+    config: Config
+    spec: Any  # _core.ModelSpec
+    fills: list[tuple[Fill, Tensor]]
+    ignored: list[str]
+
+    @property
+    def dtype(self) -> str:
+        """Type of the checkpoint: what config.json says, else that of its first matrix."""
+        return self.config.dtype or FLOATS[self.fills[0][1].dtype][0]
+
+    def fill(self, weights: Weights, progress: Callable[[int, int], None] | None = None) -> None:
+        """Packs every tensor. `progress(done, total)` is told bytes."""
+        total = sum(fill.num_elements * FLOATS[tensor.dtype][1] for fill, tensor in self.fills)
+        done = 0
+        for fill, tensor in self.fills:
+            dtype, size = FLOATS[tensor.dtype]
+            address = tensor.address + fill.start * size
+            try:
+                if isinstance(fill, MatrixFill):
+                    weights.fill_matrix(
+                        name=fill.slot, address=address, dtype=dtype, num_rows=fill.num_rows, num_cols=fill.num_cols,
+                        row_stride=fill.row_stride, col_stride=fill.col_stride, row_begin=fill.row_begin,
+                        expert=fill.expert,
+                    )  # fmt: skip
+                else:
+                    weights.fill_vector(
+                        name=fill.slot, address=address, dtype=dtype, count=fill.count, stride=fill.stride,
+                        offset=fill.offset,
+                    )  # fmt: skip
+            except CheckpointError as e:
+                raise CheckpointError(f"{tensor.where}: {e}") from e
+            done += fill.num_elements * size
+            if progress is not None:
+                progress(done, total)
+        if missing := weights.unfilled():
+            raise CheckpointError(f"{self.folder}: weights are incomplete: {', '.join(missing[:5])}")
+
+
+def load(folder: Path, *, max_model_len: int | None = None) -> LoadPlan:
+    """Reads config.json and the headers of the weights in `folder`; raises CheckpointError or UnsupportedModelError."""
+    config = Config.load(folder)
+    family = models.family_of(config)
+    models.refuse_quantized(config)
+    spec = family.spec(config, max_model_len)
+    tensors = read_tensors(folder)
+    fills = _match(family.fills(config, tensors.keys()), tensors, folder)
+    ignored = _left_over({fill.source for fill, _ in fills}, tensors, family.ignored(config), folder)
+    return LoadPlan(folder, config, spec, fills, ignored)
+
+
+def _match(rules: Any, tensors: dict[str, Tensor], folder: Path) -> list[tuple[Fill, Tensor]]:
+    """Pairs each rule with its tensor: present, a float, of the expected shape, every element taken exactly once."""
+    fills: list[tuple[Fill, Tensor]] = []
+    missing: dict[str, None] = {}
+    taken: dict[str, int] = {}
+    for fill in rules:
+        tensor = tensors.get(fill.source)
+        if tensor is None:
+            missing[fill.source] = None
+            # A config may promise millions of layers that the files do not have: stop early.
+            if len(missing) > 100:
+                break
+            continue
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(f"{tensor.where}: dtype is {tensor.dtype}, expected one of {', '.join(FLOATS)}")
+        if tensor.shape != fill.shape:
+            raise CheckpointError(
+                f"{tensor.where}: shape is {list(tensor.shape)}, config.json asks for {list(fill.shape)}"
+            )
+        taken[fill.source] = taken.get(fill.source, 0) + fill.num_elements
+        fills.append((fill, tensor))
+    if missing:
+        names = list(missing)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise CheckpointError(f"{folder}: tensor {', '.join(names[:5])}{more} is missing from the safetensors files")
+    for source, count in taken.items():
+        if count != math.prod(tensors[source].shape):
+            raise CheckpointError(f"{tensors[source].where}: {count} of its elements are used, not each exactly once")
+    return fills
+
+
+def _left_over(used: set[str], tensors: dict[str, Tensor], ignore: list[str], folder: Path) -> list[str]:
+    ignorable = [re.compile(pattern) for pattern in ignore]
+    ignored, unknown = [], []
+    for name in tensors:
+        if name in used:
+            continue
+        known = _BUFFERS.search(name) or any(pattern.match(name) for pattern in ignorable)
+        (ignored if known else unknown).append(name)
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        file = tensors[unknown[0]].file
+        raise CheckpointError(
+            f"{file}: tensor {', '.join(sorted(unknown)[:5])}{more} has no place in the model that config.json describes"
+        )
+    return ignored

@@ -1,0 +1,41 @@
+"""A model argument -> a local folder: a directory as it is, anything that looks like a hub id through huggingface_hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fastllm.errors import CheckpointError
+
+# Data only: no code, no pickles.
+ALLOWED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
+
+
+def resolve(model: str | Path, revision: str | None = None) -> Path:
+    """The folder of `model`. HF_HOME and HF_HUB_OFFLINE mean what they mean everywhere else."""
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError) as e:
+        raise CheckpointError(f"model {str(model)[:200]!r}: {e}") from e
+    if exists:
+        raise CheckpointError(f"{path}: is not a directory; give the folder that holds config.json")
+    if not isinstance(model, str) or not _HUB_ID.fullmatch(model) or ".." in model:
+        raise CheckpointError(f"{str(model)[:200]}: no such directory, and not the id of a hub repository (owner/name)")
+    return _download(model, revision)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=ALLOWED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise CheckpointError(
+            f"{repo_id}: no such directory, and the hub repository cannot be fetched: {reason}"
+        ) from e

@@ -1,0 +1,144 @@
+"""Reader of safetensors files: 8 bytes of length N, N bytes of JSON header, tensor bytes.
+
+The file is mapped, and every rule of the format is checked against its size before any tensor is handed out: header at
+most 100 MB and a JSON object without duplicate keys, known dtypes, sizes not negative, product of sizes equal to the
+bytes spanned, spans contiguous from 0 to the end of the file without gaps or overlaps.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastllm.checkpoint.files import open_regular, parse_json_object
+from fastllm.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 1_000_000
+MAX_DIMS = 8
+MAX_NAME_BYTES = 4096
+MAX_SIZE = 2**63 - 1
+
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as it lies in the mapped file. The view keeps the mapping alive."""
+
+    file: str
+    name: str
+    dtype: str  # as the file spells it: "F32", "BF16", ...
+    shape: tuple[int, ...]
+    data: np.ndarray[Any, np.dtype[np.uint8]]
+
+    @property
+    def address(self) -> int:
+        return int(self.data.__array_interface__["data"][0])
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}: tensor {self.name}"
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_SIZE
+
+
+def _check_entry(where: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """(dtype, shape, begin, end) of one header entry whose product and span agree."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: expected an object with dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise CheckpointError(f"{where}: dtype {str(dtype)[:40]!r} is not known ({', '.join(BITS)} are)")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_size, shape)):
+        raise CheckpointError(
+            f"{where}: shape {str(shape)[:200]} must be a list of at most {MAX_DIMS} integers in [0, 2^63)"
+        )
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise CheckpointError(f"{where}: data_offsets {str(offsets)[:200]} must be two integers in [0, 2^63)")
+    begin, end = offsets
+    bits = math.prod(shape) * BITS[dtype]  # Python integers do not overflow
+    if begin > end or bits != 8 * (end - begin):
+        raise CheckpointError(
+            f"{where}: data_offsets [{begin}, {end}) span {end - begin} bytes, but {dtype} of shape {shape} has "
+            f"{bits / 8:g}"
+        )
+    return dtype, tuple(shape), begin, end
+
+
+def _map(path: Path) -> mmap.mmap:
+    fd, size = open_regular(path)
+    try:
+        if size < 8:
+            raise CheckpointError(f"{path}: has {size} bytes, a safetensors file has at least 8; is it truncated?")
+        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, OverflowError) as e:
+        raise CheckpointError(f"{path}: cannot be mapped ({size} bytes): {e}") from e
+    finally:
+        os.close(fd)
+
+
+def _read_header(mapped: mmap.mmap, where: str) -> tuple[dict[str, Any], int]:
+    size = len(mapped)
+    header_bytes = int.from_bytes(mapped[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{where}: header length {header_bytes} exceeds {MAX_HEADER_BYTES} bytes; not safetensors?")
+    if header_bytes > size - 8:
+        raise CheckpointError(
+            f"{where}: header length {header_bytes} exceeds the {size - 8} bytes that follow; is the file truncated?"
+        )
+    text = mapped[8 : 8 + header_bytes]
+    if not text.startswith(b"{"):
+        raise CheckpointError(f"{where}: the header does not begin with '{{'; not a safetensors file?")
+    if text.count(b'"data_offsets"') > MAX_TENSORS:
+        raise CheckpointError(f"{where}: the header lists more than {MAX_TENSORS} tensors")
+    header = parse_json_object(text, f"{where}: header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{where}: __metadata__ must map strings to strings")
+    return header, 8 + header_bytes
+
+
+def read(path: Path, label: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a file by name. `label` is the file's name in messages (a hub cache's real path is a hash)."""
+    where = label or str(path)
+    mapped = _map(path)
+    header, data_begin = _read_header(mapped, where)
+    whole = np.frombuffer(mapped, dtype=np.uint8)
+
+    tensors: dict[str, Tensor] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+            raise CheckpointError(f"{where}: a tensor name has more than {MAX_NAME_BYTES} bytes: {name[:80]!r}...")
+        dtype, shape, begin, end = _check_entry(f"{where}: tensor {name}", entry)
+        spans.append((begin, end, name))
+        tensors[name] = Tensor(where, name, dtype, shape, whole[data_begin + begin : data_begin + end])
+
+    covered = 0
+    for begin, end, name in sorted(spans):
+        if begin != covered:
+            kind = "overlaps the tensor before it" if begin < covered else "leaves a gap after the tensor before it"
+            raise CheckpointError(f"{where}: tensor {name}: begins at byte {begin} of the data, expected {covered}: {kind}")
+        covered = end
+    if covered != len(mapped) - data_begin:
+        raise CheckpointError(
+            f"{where}: tensors span {covered} bytes of data, the file has {len(mapped) - data_begin}; is it truncated?"
+        )
+    return tensors

@@ -1,0 +1,198 @@
+"""``fastllm bench``: speed of one model on this machine, next to the limits that the same run measured."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fastllm.cli import options
+
+# The shape of Qwen3-0.6B, for runs without a checkpoint: random weights, same work.
+QWEN3_0_6B: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def run(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Checkpoint; random weights in the shape of Qwen3-0.6B if absent.")
+    ] = None,
+    prompt_len: Annotated[int, typer.Option(help="Tokens of the prefill measurement.")] = 512,
+    decode_len: Annotated[int, typer.Option(help="Tokens of the decode measurement.")] = 32,
+    batch: Annotated[int, typer.Option(help="Sequences of the batched decode measurement.")] = 16,
+    repeat: Annotated[int, typer.Option(help="Repetitions; medians are printed.")] = 3,
+    json_output: options.Json = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Measure prefill, decode of one stream and of a batch, with the share of the machine's limit."""
+    progress = Progress(console=Console(stderr=True), transient=True, disable=json_output)
+    with progress, tempfile.TemporaryDirectory() as folder:
+        task = progress.add_task("measuring", total=None)
+        report = measure(
+            model,
+            Path(folder),
+            prompt_len=prompt_len,
+            decode_len=decode_len,
+            batch=batch,
+            repeat=repeat,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            on_stage=lambda name: progress.update(task, description=name),
+        )
+    if json_output:
+        print(json.dumps(report, indent=2))
+        return
+    table = Table(title=f"{report['model']} on {report['backend']}, {report['threads']} threads", title_justify="left")
+    for column in ("case", "tokens/s", "ms/step", "achieved", "limit of this machine", "share"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    for row in report["cases"]:
+        table.add_row(
+            row["case"],
+            f"{row['tokens_per_s']:.1f}",
+            f"{row['step_ms']:.2f}",
+            f"{row['achieved']:.1f} {row['unit']}",
+            f"{row['limit']:.1f} {row['unit']}",
+            f"{100 * row['share']:.0f} %",
+        )
+    Console().print(table)
+
+
+def measure(
+    model: str | None,
+    scratch: Path,
+    *,
+    prompt_len: int,
+    decode_len: int,
+    batch: int,
+    repeat: int,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    on_stage: Any,
+) -> dict[str, Any]:
+    """Runs the cases and returns them as plain data. Shares are of the limits measured in the same run."""
+    from fastllm import LLM, _core
+
+    load_format = "auto"
+    if model is None:
+        (scratch / "config.json").write_text(json.dumps(QWEN3_0_6B))
+        model, load_format = str(scratch), "dummy"
+    on_stage("loading")
+    length = prompt_len + decode_len + 16
+    with LLM(
+        model,
+        load_format=load_format,
+        device=device,
+        dtype=dtype,
+        num_threads=threads,
+        max_model_len=length,
+        max_num_seqs=batch,
+        max_num_batched_tokens=max(prompt_len, batch),
+        enable_prefix_caching=False,
+    ) as llm:
+        info = llm.info()
+        work = llm.work_per_token()
+        on_stage("limits of this machine")
+        limits = _core.measure_limits(info["num_threads"])
+        is_bf16 = info["dtype"] == "bfloat16" and info["isa"] == "bf16"
+        peak = limits["bfloat16_flops" if is_bf16 else "float32_flops"]
+        cases = []
+
+        on_stage("prefill")
+        prefill_s = _median(repeat, lambda i: _time_prefill(llm, prompt_len, i))
+        flops = 2.0 * work["block_parameters"] * prompt_len + work["attention_flops_per_pair"] * prompt_len**2 / 2
+        cases.append(_case(f"prefill {prompt_len}", prompt_len, prefill_s, flops / prefill_s / 1e9, peak / 1e9, "GFLOP/s"))
+
+        on_stage("decode")
+        for streams in (1, batch):
+            step_s = _median(repeat, lambda i, s=streams: _time_decode(llm, s, decode_len, i))
+            read = work["decode_bytes"] + streams * work["kv_bytes_per_token"] * (64 + decode_len / 2)
+            cases.append(
+                _case(
+                    f"decode {streams} x ctx 64",
+                    streams,
+                    step_s,
+                    read / step_s / 1e9,
+                    limits["read_bytes_per_s"] / 1e9,
+                    "GB/s",
+                )
+            )
+    return {
+        "model": "random weights, Qwen3-0.6B shape" if load_format == "dummy" else model,
+        "backend": info["backend"],
+        "threads": info["num_threads"],
+        "limits": limits,
+        "cases": cases,
+    }
+
+
+def _case(name: str, tokens: int, seconds: float, achieved: float, limit: float, unit: str) -> dict[str, Any]:
+    return {
+        "case": name,
+        "tokens_per_s": tokens / seconds,
+        "step_ms": seconds * 1e3,
+        "achieved": achieved,
+        "limit": limit,
+        "unit": unit,
+        "share": achieved / limit,
+    }
+
+
+def _median(repeat: int, once: Any) -> float:
+    once(-1)  # warm-up: touches pages of weights and cache
+    return statistics.median(once(i) for i in range(repeat))
+
+
+def _ids(count: int, salt: int) -> list[int]:
+    return [(i * 7919 + salt * 104729) % 997 + 3 for i in range(count)]
+
+
+def _time_prefill(llm: Any, prompt_len: int, salt: int) -> float:
+    from fastllm import SamplingParams
+
+    start = time.perf_counter()
+    llm.generate([_ids(prompt_len, salt)], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False))
+    return time.perf_counter() - start
+
+
+def _time_decode(llm: Any, streams: int, decode_len: int, salt: int) -> float:
+    """Seconds of one decode step: the difference of a long and a short generation over the same prompts."""
+    from fastllm import SamplingParams
+
+    prompts = [_ids(64, salt * 64 + i) for i in range(streams)]
+    seconds = []
+    for count in (2, 2 + decode_len):
+        params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+        start = time.perf_counter()
+        llm.generate(prompts, params)
+        seconds.append(time.perf_counter() - start)
+    return (seconds[1] - seconds[0]) / decode_len

@@ -1,0 +1,6 @@
+"""The small model in the package, for first tries and tests. See docs/demo-model.md; its text is of LICENSE-DATA.txt."""
+
+from pathlib import Path
+
+DEMO_MODEL = Path(__file__).parent / "main"
+DEMO_DRAFT_MODEL = Path(__file__).parent / "draft"

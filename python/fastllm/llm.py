@@ -1,0 +1,287 @@
+"""The blocking interface: prompts in, texts out, batched by the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from fastllm.errors import InvalidRequestError, QueueFullError
+from fastllm.outputs import RequestOutput
+from fastllm.params import SamplingParams
+from fastllm.runtime import EngineOptions, Prompt, RequestState, Runtime
+
+# How long a wait for results lasts before Python gets to look for signals (Ctrl-C).
+_POLL_S = 0.05
+
+
+class LLM:
+    """A model and its engine in this process.
+
+    Use it as a context manager, or call ``close()``. All methods may be called from any thread; calls made at the same
+    time share batches.
+
+    Args:
+        model: checkpoint directory or hub id; None uses the small demo model of the package.
+        tokenizer: directory of another tokenizer.
+        device: ``"auto"``, ``"cpu"``, ``"cpu:<level>"`` (scalar, avx2, avx512, vnni, bf16) or ``"reference"``.
+        dtype: type of the weights: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"``, ``"float16"``.
+        quantization: not supported yet; must be None.
+        kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights.
+        max_model_len: longest sequence, prompt and output, in tokens; None is the model's own limit.
+        max_num_seqs: sequences in a batch at most.
+        max_num_batched_tokens: tokens of one step at most; longer prompts are cut into chunks. None: up to 512.
+        memory_budget: bytes, or for example ``"4GiB"``: weights, activations and KV cache together. None: at most
+            80 % of the memory that is free now.
+        enable_prefix_caching: reuse the KV cache of equal beginnings.
+        load_format: ``"auto"``, or ``"dummy"`` for random weights from ``config.json`` alone.
+        kv_cache_tokens: size of the KV cache in tokens, instead of what the budget leaves.
+        num_threads: CPU threads; None: from affinity, cgroup quota and cores.
+        seed: of requests that bring none.
+        max_queue: waiting requests at most; more raise QueueFullError.
+        revision: of a hub id.
+        show_progress: a progress bar while weights are loaded.
+
+    Raises:
+        CheckpointError: a file is missing or wrong. UnsupportedModelError: architecture or feature not known.
+        OutOfMemoryError: the plan does not fit the budget. InvalidRequestError: a wrong argument.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int | None = None,
+        memory_budget: int | str | None = None,
+        enable_prefix_caching: bool = True,
+        load_format: str = "auto",
+        kv_cache_tokens: int | None = None,
+        num_threads: int | None = None,
+        seed: int = 0,
+        max_queue: int = 512,
+        revision: str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        self._runtime = Runtime(
+            model,
+            EngineOptions(
+                tokenizer=tokenizer,
+                device=device,
+                dtype=dtype,
+                quantization=quantization,
+                kv_cache_dtype=kv_cache_dtype,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                memory_budget=memory_budget,
+                enable_prefix_caching=enable_prefix_caching,
+                load_format=load_format,
+                kv_cache_tokens=kv_cache_tokens,
+                num_threads=num_threads,
+                seed=seed,
+                max_queue=max_queue,
+                revision=revision,
+                show_progress=show_progress,
+            ),
+        )
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Generates for one or many prompts and waits for all.
+
+        Args:
+            prompts: a string, a list of token ids, ``{"prompt_token_ids": [...]}``, or a list of these.
+            sampling_params: one for all, or one per prompt; None is ``SamplingParams()``.
+            priority: lower is served first.
+            cache_salt: requests share cached prefixes only within the same salt.
+            use_tqdm: show a progress bar.
+
+        Returns:
+            One output per prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is wrong; nothing of the call is generated then.
+        """
+        items = _as_list(prompts)
+        params = _params_for(items, sampling_params)
+        return self._run(items, params, priority, cache_salt, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or many: lists of ``{"role": ..., "content": ...}``."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts: list[Prompt] = [
+            self._runtime.render_chat(
+                conversation,  # type: ignore[arg-type]
+                add_generation_prompt=add_generation_prompt,
+                **dict(chat_template_kwargs or {}),
+            )
+            for conversation in conversations
+        ]
+        return self._run(prompts, _params_for(prompts, sampling_params), 0, "", use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
+        """Yields the text of one prompt as it is generated. Leaving the loop aborts the request."""
+        params = sampling_params or SamplingParams()
+        if params.n != 1:
+            raise InvalidRequestError(f"stream() gives one text; n = {params.n}")
+        channel = self._runtime.engine.open_channel()
+        state = self._runtime.submit(prompt, params, channel)
+        try:
+            while not state.finished:
+                for delta in channel.poll(_POLL_S):
+                    state.add(delta)
+                    if delta.text:
+                        yield delta.text
+            if state.error is not None:
+                raise state.error
+        finally:
+            if not state.finished:
+                self._runtime.engine.abort(state.request_id)
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], sampling_params: SamplingParams | None = None
+    ) -> Iterator[str]:
+        """``stream()`` for a conversation."""
+        return self.stream(self._runtime.render_chat(messages), sampling_params)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds."""
+        return self._runtime.encode(text)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self._runtime._tokenizer().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def info(self) -> dict[str, Any]:
+        """Every decision that ``None`` or ``"auto"`` left to the library, the memory plan, and the engine's counters."""
+        return self._runtime.info()
+
+    def work_per_token(self) -> dict[str, float]:
+        """Parameters, bytes and FLOPs of one token; ``fastllm bench`` divides by them."""
+        return self._runtime.work_per_token()
+
+    def close(self) -> None:
+        """Ends the engine thread and frees everything. Pending requests end with EngineClosedError."""
+        self._runtime.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        priority: int,
+        cache_salt: str,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        engine = self._runtime.engine
+        channel = engine.open_channel()
+        states: list[RequestState] = []
+        try:
+            with _Collector(channel, len(prompts), use_tqdm) as collector:
+                for prompt, one in zip(prompts, params, strict=True):
+                    while True:
+                        try:
+                            state = self._runtime.submit(
+                                prompt, one, channel, priority=priority, cache_salt=cache_salt
+                            )
+                            break
+                        except QueueFullError:
+                            collector.poll()  # a call may have more prompts than the queue has places
+                    states.append(state)
+                    collector.add(state)
+                while collector.pending:
+                    collector.poll()
+        except BaseException:
+            # Also KeyboardInterrupt: nothing of this call goes on.
+            for state in states:
+                engine.abort(state.request_id)
+            raise
+        for state in states:
+            if state.error is not None:
+                raise state.error
+        return [state.output() for state in states]
+
+
+class _Collector:
+    """Takes results off a channel and hands them to the requests of one call."""
+
+    def __init__(self, channel: Any, total: int, show_progress: bool) -> None:
+        self._channel = channel
+        self._states: dict[int, RequestState] = {}
+        self.pending: set[int] = set()
+        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not show_progress)
+        self._task = self._bar.add_task("generating", total=total)
+
+    def __enter__(self) -> _Collector:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def add(self, state: RequestState) -> None:
+        self._states[state.request_id] = state
+        self.pending.add(state.request_id)
+
+    def poll(self) -> None:
+        """Waits a moment for results; Python sees signals between two calls."""
+        for delta in self._channel.poll(_POLL_S):
+            state = self._states[delta.request_id]
+            state.add(delta)
+            if state.finished and delta.request_id in self.pending:
+                self.pending.remove(delta.request_id)
+                self._bar.advance(self._task)
+
+
+def _as_list(prompts: Any) -> list[Prompt]:
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    items = list(prompts)
+    if items and all(hasattr(item, "__index__") for item in items):
+        return [items]  # token ids of one prompt
+    return items
+
+
+def _params_for(
+    prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * len(prompts)
+    if len(params) != len(prompts):
+        raise InvalidRequestError(f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one each")
+    return params

@@ -1,0 +1,411 @@
+"""One loaded model and its engine: what ``LLM`` and ``AsyncLLM`` share. Loading, planning, submitting, closing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastllm import _core, memory, models
+from fastllm.checkpoint import loader
+from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.resolve import resolve
+from fastllm.demo import DEMO_MODEL
+from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
+from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from fastllm.params import SamplingParams
+from fastllm.text.chat_template import ChatTemplate, load_chat_template
+from fastllm.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+DTYPES = ("float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "dummy")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The keyword arguments of ``LLM`` and ``AsyncLLM``; see ``LLM`` for their meaning."""
+
+    tokenizer: str | Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    memory_budget: int | str | None = None
+    enable_prefix_caching: bool = True
+    load_format: str = "auto"
+    kv_cache_tokens: int | None = None
+    num_threads: int | None = None
+    seed: int = 0
+    max_queue: int = 512
+    revision: str | None = None
+    show_progress: bool = False
+
+
+class Runtime:
+    """A loaded model with a running engine. Thread-safe; `close()` is idempotent."""
+
+    def __init__(self, model: str | Path | None, options: EngineOptions) -> None:
+        _check_options(options)
+        self.options = options
+        folder = resolve(model if model is not None else DEMO_MODEL, options.revision)
+        self.folder = folder
+        is_dummy = options.load_format == "dummy"
+        if is_dummy:
+            config = Config.load(folder)
+            spec = models.family_of(config).spec(config, options.max_model_len)
+            plan = None
+            checkpoint_dtype = config.dtype or "bfloat16"
+        else:
+            plan = loader.load(folder, max_model_len=options.max_model_len)
+            config, spec, checkpoint_dtype = plan.config, plan.spec, plan.dtype
+        self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
+        self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+        self.max_model_len = options.max_model_len or spec.max_position
+        self.tokenizer = None if is_dummy else Tokenizer.load(Path(options.tokenizer or folder))
+        self.chat_template: ChatTemplate | None = None if is_dummy else load_chat_template(folder)
+        self.eos_token_ids = _eos_ids(folder, config, self.tokenizer)
+
+        native = _core.Model(spec, device=options.device, num_threads=options.num_threads or 0, dtype=self.dtype)
+        self._plan_sizes(native)
+        native.allocate_weights()
+        if plan is None:
+            native.fill_random(seed=options.seed)
+        else:
+            _fill(plan, native, options.show_progress)
+        self._native = native
+        engine_config = _core.EngineConfig(
+            num_pages=self.memory.kv_tokens // native.page_size,
+            max_model_len=self.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_logit_rows=self.max_logit_rows,
+            max_queue=options.max_queue,
+            enable_prefix_caching=options.enable_prefix_caching,
+            seed=options.seed,
+            eos_ids=self.eos_token_ids,
+            byte_table=self.tokenizer.byte_table if self.tokenizer is not None else None,
+        )
+        self.engine = native.start(engine_config, self.kv_dtype)
+        self._backend_name = native.backend_name
+        self._num_threads = native.num_threads
+        self._pid = os.getpid()
+        self._close_lock = threading.Lock()
+        # Ends the native thread at interpreter exit, before modules are torn down, without keeping self alive.
+        self._finalizer = weakref.finalize(self, _close_engine, self.engine)
+
+    def _plan_sizes(self, native: Any) -> None:
+        options = self.options
+        chunk = options.max_num_batched_tokens
+        if chunk is None:
+            chunk = min(512, max(self.max_model_len, options.max_num_seqs))
+        self.max_num_batched_tokens = max(chunk, options.max_num_seqs)
+        self.max_logit_rows = options.max_num_seqs
+        self.memory = memory.plan_memory(
+            weight_bytes=native.weight_bytes(),
+            activation_bytes=native.step_bytes(
+                max_tokens=self.max_num_batched_tokens,
+                max_seqs=options.max_num_seqs,
+                max_logit_rows=self.max_logit_rows,
+            ),
+            page_bytes=native.kv_page_bytes(self.kv_dtype),
+            page_size=native.page_size,
+            max_model_len=self.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            memory_budget=options.memory_budget,
+            kv_cache_tokens=options.kv_cache_tokens,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """Every decision that ``None`` or ``"auto"`` left to the library, the memory plan, and the engine's counters."""
+        device, _, isa = self._backend_name.partition(":")
+        return {
+            "model": str(self.folder),
+            "architecture": self._spec().architecture,
+            "device": device,
+            "backend": self._backend_name,
+            "isa": isa or None,
+            "num_threads": self._num_threads,
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_dtype,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.options.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "enable_prefix_caching": self.options.enable_prefix_caching,
+            "eos_token_ids": self.eos_token_ids,
+            "memory": {**dataclasses.asdict(self.memory), "total_bytes": self.memory.total_bytes},
+            "engine": self.engine.stats(),
+        }
+
+    def work_per_token(self) -> dict[str, float]:
+        """Parameters, bytes and FLOPs of one token, as `fastllm bench` counts them."""
+        spec = self._spec()
+        native = self._live()
+        block_parameters = 0
+        pairs = 0
+        for layer in spec.layers:
+            a = layer.attention
+            block_parameters += spec.hidden_size * (2 * a.num_heads + 2 * a.num_kv_heads) * a.head_dim
+            pairs += 4 * a.num_heads * a.head_dim
+            if layer.ffn is not None:
+                block_parameters += 3 * spec.hidden_size * layer.ffn.ffn_dim
+            else:
+                active = layer.moe.experts_per_token * layer.moe.ffn_dim + layer.moe.shared_ffn_dim
+                block_parameters += 3 * spec.hidden_size * active
+        element = 4 if self.dtype == "float32" else 2
+        head_parameters = spec.vocab_size * spec.hidden_size
+        return {
+            "block_parameters": block_parameters,
+            "attention_flops_per_pair": pairs,
+            "decode_bytes": (block_parameters + head_parameters) * element,
+            "kv_bytes_per_token": native.kv_page_bytes(self.kv_dtype) / native.page_size,
+        }
+
+    def _spec(self) -> Any:
+        return self._live().spec
+
+    def _live(self) -> Any:
+        if self._native is None:
+            raise EngineClosedError("this engine was closed")
+        return self._native
+
+    def close(self) -> None:
+        """Ends the engine thread, fails what is pending, frees weights and cache."""
+        with self._close_lock:
+            self._finalizer()
+            self._native = None
+
+    # Requests.
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds."""
+        return self._tokenizer().encode(text)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequestError("there is no tokenizer (load_format='dummy'); give prompts as token ids")
+        return self.tokenizer
+
+    def submit(
+        self, prompt: Prompt, params: SamplingParams, channel: Any, *, priority: int = 0, cache_salt: str = ""
+    ) -> RequestState:
+        """Queues one request on a channel. Raises InvalidRequestError, QueueFullError, EngineClosedError."""
+        text, ids = self._prompt_ids(prompt)
+        request_id = self.engine.submit(ids, self._native_params(params), channel, priority, cache_salt)
+        return RequestState(request_id, text, ids, params)
+
+    def _prompt_ids(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, self.encode(prompt)
+        if isinstance(prompt, Mapping):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+            if unknown or not prompt:
+                raise InvalidRequestError(
+                    f"a prompt as a dict has 'prompt' or 'prompt_token_ids', not {sorted(map(str, unknown))}"
+                )
+            if "prompt_token_ids" in prompt:
+                return prompt.get("prompt"), _token_ids(prompt["prompt_token_ids"])
+            return self._prompt_ids(str(prompt["prompt"]))
+        return None, _token_ids(prompt)
+
+    def _native_params(self, params: SamplingParams) -> dict[str, Any]:
+        values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+        if isinstance(values["stop"], str):
+            values["stop"] = [values["stop"]]
+        values["bad_words"] = [ids for word in params.bad_words for ids in self._bad_word_ids(word)]
+        if self.tokenizer is None:
+            values["detokenize"] = False
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _bad_word_ids(self, word: str) -> list[list[int]]:
+        """A word starts a text or follows a space; most tokenizers write the two differently."""
+        tokenizer = self._tokenizer()
+        forms = [tokenizer.encode(text, add_special_tokens=False) for text in (word, " " + word)]
+        return [ids for i, ids in enumerate(forms) if ids and ids not in forms[:i]]
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """Token ids of a conversation by the model's chat template."""
+        if self.chat_template is None:
+            raise InvalidRequestError(f"{self.folder}: the model has no chat template; use generate()")
+        text = self.chat_template.render(list(messages), add_generation_prompt=add_generation_prompt, **variables)
+        # The template writes its special tokens itself.
+        return self._tokenizer().encode(text, add_special_tokens=False)
+
+
+def _close_engine(engine: Any) -> None:
+    engine.close()
+
+
+def _check_options(options: EngineOptions) -> None:
+    choices: Iterable[tuple[str, str, tuple[str, ...]]] = (
+        ("dtype", options.dtype, ("auto", *DTYPES)),
+        ("kv_cache_dtype", options.kv_cache_dtype, ("auto", *DTYPES)),
+        ("load_format", options.load_format, LOAD_FORMATS),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise InvalidRequestError(f"{name} = {value!r} is not known; use one of {', '.join(allowed)}")
+    if options.quantization is not None:
+        raise InvalidRequestError(f"quantization = {options.quantization!r} is not supported yet; use None")
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads", "max_queue"):
+        value = getattr(options, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31):
+            raise InvalidRequestError(f"{name} = {value!r} must be a positive integer")
+
+
+def _token_ids(ids: Any) -> list[int]:
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise InvalidRequestError(f"prompt_token_ids must be a list of integers, not {type(ids).__name__}")
+    out = []
+    for i, token in enumerate(ids):
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise InvalidRequestError(f"prompt_token_ids[{i}] is {type(token).__name__}, expected an integer")
+        out.append(int(token.__index__()))
+    return out
+
+
+def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[int]:
+    """End-of-sequence ids: generation_config.json, else config.json, else the tokenizer's."""
+    from fastllm.checkpoint.files import read_json_object
+
+    found: Any = None
+    if (folder / "generation_config.json").exists():
+        found = read_json_object(folder, "generation_config.json").get("eos_token_id")
+    if found is None:
+        found = config.eos_token_id
+    if found is None and tokenizer is not None:
+        found = tokenizer.eos_token_id
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise CheckpointError(f"{folder}: eos_token_id: {token!r} is not a token id")
+    return sorted(set(ids))
+
+
+def _fill(plan: loader.LoadPlan, native: Any, show_progress: bool) -> None:
+    columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show_progress) as bar:
+        task = bar.add_task("weights", total=None)
+        plan.fill(native, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+class RequestState:
+    """Collects the deltas of one request into a RequestOutput."""
+
+    def __init__(self, request_id: int, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        self.request_id = request_id
+        self._prompt = prompt
+        self._prompt_token_ids = prompt_token_ids
+        self._completions = [_Completion(index, params.logprobs is not None) for index in range(params.n)]
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if params.prompt_logprobs is not None:
+            self._prompt_logprobs = [None]
+        self._metrics: Any = None
+        self.error: Exception | None = None
+
+    def add(self, delta: Any) -> None:
+        """Takes one native RequestDelta."""
+        self._metrics = delta.metrics
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs.extend(_logprob_dict(entry) for entry in delta.prompt_logprobs)
+        if delta.error is not None:
+            self.error = delta.error
+        self._completions[delta.index].add(delta)
+
+    @property
+    def finished(self) -> bool:
+        return all(c.finish_reason is not None for c in self._completions)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(len(c.token_ids) for c in self._completions)
+
+    def text(self, index: int = 0) -> str:
+        return "".join(self._completions[index].pieces)
+
+    def output(self) -> RequestOutput:
+        """The request as it is now."""
+        return RequestOutput(
+            request_id=str(self.request_id),
+            prompt=self._prompt,
+            prompt_token_ids=self._prompt_token_ids,
+            prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
+            outputs=[c.output() for c in self._completions],
+            finished=self.finished,
+            metrics=_metrics(self._metrics, self.num_generated_tokens, len(self._prompt_token_ids)),
+        )
+
+
+class _Completion:
+    def __init__(self, index: int, wants_logprobs: bool) -> None:
+        self.index = index
+        self.pieces: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[dict[int, Logprob]] | None = [] if wants_logprobs else None
+        self.cumulative_logprob = 0.0
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+
+    def add(self, delta: Any) -> None:
+        if delta.text:
+            self.pieces.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        if self.logprobs is not None:
+            for entry in delta.logprobs:
+                self.logprobs.append(_logprob_dict(entry))
+                self.cumulative_logprob += entry.logprob
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+            self.stop_reason = delta.stop_reason
+
+    def output(self) -> CompletionOutput:
+        return CompletionOutput(
+            index=self.index,
+            text="".join(self.pieces),
+            token_ids=list(self.token_ids),
+            logprobs=None if self.logprobs is None else list(self.logprobs),
+            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+def _logprob_dict(entry: Any) -> dict[int, Logprob]:
+    """The token itself first, then the most likely ones."""
+    found = {entry.token: Logprob(entry.logprob, entry.rank)}
+    for rank, (token, logprob) in enumerate(entry.top, start=1):
+        found.setdefault(token, Logprob(logprob, rank))
+    return found
+
+
+def _metrics(native: Any, num_generated: int, num_prompt: int) -> RequestMetrics:
+    if native is None:
+        return RequestMetrics(None, None, None, None, num_prompt, 0, 0, 0)
+
+    def since_arrival(moment: float) -> float | None:
+        return moment - native.arrival_s if moment > 0 else None
+
+    first, last = since_arrival(native.first_token_s), since_arrival(native.last_token_s)
+    steps = num_generated - 1
+    return RequestMetrics(
+        queued_s=since_arrival(native.first_scheduled_s),
+        first_token_s=first,
+        total_s=last,
+        inter_token_s=(last - first) / steps if first is not None and last is not None and steps > 0 else None,
+        num_prompt_tokens=native.num_prompt_tokens,
+        num_cached_tokens=native.num_cached_tokens,
+        num_generated_tokens=num_generated,
+        num_preemptions=native.num_preemptions,
+    )
