@@ -114,11 +114,10 @@ class AsyncLLM:
         loop = asyncio.get_running_loop()
         poller = self._poller(loop)
         params = sampling_params or SamplingParams()
-        # Tokenizing a long prompt takes a while: not on the event loop.
-        state = await loop.run_in_executor(
-            None,
-            lambda: self._runtime.submit(prompt, params, poller.channel, priority=priority, cache_salt=cache_salt),
-        )
+        # Tokenizing a long prompt takes a while: not on the event loop. Submitting is quick and must be here: results
+        # are delivered in this thread, so none can come between submit and register.
+        request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params)
+        state = self._runtime.submit_prepared(request, poller.channel, priority=priority, cache_salt=cache_salt)
         stream = _Stream(state)
         poller.register(stream)
         try:

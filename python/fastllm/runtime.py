@@ -52,6 +52,16 @@ class EngineOptions:
     show_progress: bool = False
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A prompt as token ids with its parameters, ready for the engine."""
+
+    prompt: str | None
+    token_ids: list[int]
+    params: SamplingParams
+    native_params: dict[str, Any]
+
+
 class Runtime:
     """A loaded model with a running engine. Thread-safe; `close()` is idempotent."""
 
@@ -200,9 +210,19 @@ class Runtime:
         self, prompt: Prompt, params: SamplingParams, channel: Any, *, priority: int = 0, cache_salt: str = ""
     ) -> RequestState:
         """Queues one request on a channel. Raises InvalidRequestError, QueueFullError, EngineClosedError."""
+        return self.submit_prepared(self.prepare(prompt, params), channel, priority=priority, cache_salt=cache_salt)
+
+    def prepare(self, prompt: Prompt, params: SamplingParams) -> PreparedRequest:
+        """The slow part of a submission, tokenizing: may run on any thread."""
         text, ids = self._prompt_ids(prompt)
-        request_id = self.engine.submit(ids, self._native_params(params), channel, priority, cache_salt)
-        return RequestState(request_id, text, ids, params)
+        return PreparedRequest(text, ids, params, self._native_params(params))
+
+    def submit_prepared(
+        self, request: PreparedRequest, channel: Any, *, priority: int = 0, cache_salt: str = ""
+    ) -> RequestState:
+        """The quick part: checks in the engine, and a place in its queue."""
+        request_id = self.engine.submit(request.token_ids, request.native_params, channel, priority, cache_salt)
+        return RequestState(request_id, request.prompt, request.token_ids, request.params)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):

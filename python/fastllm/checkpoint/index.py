@@ -60,7 +60,7 @@ def _some(names: set[str]) -> str:
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def open_checkpoint(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder by name; each lies in exactly one file, the one that the index names."""
     tensors: dict[str, Tensor] = {}
     for file, expected in _files(folder).items():

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fastllm import models
 from fastllm.checkpoint.config import Config
-from fastllm.checkpoint.index import read_tensors
+from fastllm.checkpoint.index import open_checkpoint
 from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
 from fastllm.models.fills import Fill, MatrixFill
@@ -87,7 +87,7 @@ def load(folder: Path, *, max_model_len: int | None = None) -> LoadPlan:
     family = models.family_of(config)
     models.refuse_quantized(config)
     spec = family.spec(config, max_model_len)
-    tensors = read_tensors(folder)
+    tensors = open_checkpoint(folder)
     fills = _match(family.fills(config, tensors.keys()), tensors, folder)
     ignored = _left_over({fill.source for fill, _ in fills}, tensors, family.ignored(config), folder)
     return LoadPlan(folder, config, spec, fills, ignored)
