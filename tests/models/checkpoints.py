@@ -38,8 +38,8 @@ def _rope(**values: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **values}}
 
 
-def _llama(name: str, **values: Any) -> Case:
-    return Case(name, "LlamaConfig", "LlamaForCausalLM", values)
+def _llama(name: str, seed: int = 0, **values: Any) -> Case:
+    return Case(name, "LlamaConfig", "LlamaForCausalLM", values, seed=seed)
 
 
 def _longrope(factor: float, count: int) -> list[float]:
@@ -49,7 +49,7 @@ def _longrope(factor: float, count: int) -> list[float]:
 _SHORT = {"max_position_embeddings": 32}
 CASES = [
     _llama("llama-gqa", head_dim=32),
-    _llama("llama-mha", num_key_value_heads=4),
+    _llama("llama-mha", seed=1, num_key_value_heads=4),
     _llama("llama-mqa-tied-bias", num_key_value_heads=1, head_dim=64, tie_word_embeddings=True, attention_bias=True),
     _llama("llama-linear", head_dim=32, **_SHORT, **_rope(rope_type="linear", factor=4.0)),
     _llama("llama-dynamic", head_dim=32, **_SHORT, **_rope(rope_type="dynamic", factor=4.0)),
@@ -67,7 +67,7 @@ CASES = [
         **_rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                 original_max_position_embeddings=32),
     ),
-    Case("mistral-window", "MistralConfig", "MistralForCausalLM", {"sliding_window": 13, "head_dim": 32}),
+    Case("mistral-window", "MistralConfig", "MistralForCausalLM", {"sliding_window": 13, "head_dim": 32}, seed=1),
     Case("qwen2", "Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     Case(
         "qwen2-window", "Qwen2Config", "Qwen2ForCausalLM",
@@ -84,11 +84,13 @@ CASES = [
         {"hidden_size": 128, "original_max_position_embeddings": 32, **_rope(
             rope_type="longrope", partial_rotary_factor=0.75, short_factor=_longrope(0.5, 12),
             long_factor=_longrope(5.0, 12), original_max_position_embeddings=32)},
+        seed=1,
     ),
     Case(
         "gemma2", "Gemma2Config", "Gemma2ForCausalLM",
         {"head_dim": 256, "num_hidden_layers": 4, "sliding_window": 9, "query_pre_attn_scalar": 144,
          "attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0},
+        seed=6,
     ),
     Case(
         "gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM",

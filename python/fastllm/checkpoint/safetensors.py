@@ -128,6 +128,11 @@ def read(path: Path, label: str | None = None) -> dict[str, Tensor]:
         if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
             raise CheckpointError(f"{where}: a tensor name has more than {MAX_NAME_BYTES} bytes: {name[:80]!r}...")
         dtype, shape, begin, end = _check_entry(f"{where}: tensor {name}", entry)
+        if end > len(whole) - data_begin:
+            raise CheckpointError(
+                f"{where}: tensor {name}: data_offsets [{begin}, {end}) end beyond the {len(whole) - data_begin} bytes "
+                "of data; is the file truncated?"
+            )
         spans.append((begin, end, name))
         tensors[name] = Tensor(where, name, dtype, shape, whole[data_begin + begin : data_begin + end])
 

@@ -1,0 +1,107 @@
+#include "engine/request.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "core/error.h"
+#include "engine/engine.h"
+
+namespace fastllm {
+namespace {
+
+constexpr std::size_t kMaxSaltBytes = 256;
+
+// The largest output that was asked for, if it can ever be held.
+int64_t resolve_max_tokens(const EngineConfig& config, int64_t prompt_len, const SamplingParams& params) {
+  const int64_t longest = max_sequence_len(config);
+  const bool pool_binds = longest < config.max_model_len;
+  const char* limit = pool_binds ? "the KV cache (num_pages * page_size + 1)" : "max_model_len";
+  if (prompt_len >= longest) {
+    fail(ErrorKind::kInvalidRequest, "prompt has ", prompt_len, " tokens, ", limit, " is ", longest,
+         ": no room to generate; shorten the prompt or raise the limit");
+  }
+  if (!params.max_tokens) return longest - prompt_len;
+  if (prompt_len + *params.max_tokens > longest) {
+    fail(ErrorKind::kInvalidRequest, "prompt has ", prompt_len, " tokens and max_tokens = ", *params.max_tokens,
+         ", together ", prompt_len + *params.max_tokens, "; ", limit, " is ", longest,
+         "; shorten the prompt, lower max_tokens or raise the limit");
+  }
+  return *params.max_tokens;
+}
+
+}  // namespace
+
+double monotonic_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t max_cached_tokens(const Sequence& s) {
+  const int64_t all_but_last = s.size() - 1;
+  const bool wants_prompt_rows = s.request->params.prompt_logprobs.has_value() && s.index == 0;
+  // Position p of the prompt is scored by the row of p - 1, so with d delivered the next row is that of token d.
+  if (wants_prompt_rows && s.num_prompt_logprobs < s.request->prompt_len() - 1) return s.num_prompt_logprobs;
+  return all_but_last;
+}
+
+RowRange rows_of(const Sequence& s, int64_t first, int64_t count) {
+  RowRange rows;
+  rows.has_sample_row = first + count == s.size();
+  if (s.request->params.prompt_logprobs.has_value() && s.index == 0) {
+    rows.first_prompt_row = std::max(first, s.num_prompt_logprobs);
+    const int64_t end = std::min(first + count, s.request->prompt_len() - 1);
+    rows.num_prompt_rows = std::max<int64_t>(end - rows.first_prompt_row, 0);
+  }
+  return rows;
+}
+
+std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& submission,
+                                      const std::shared_ptr<Channel>& channel, int64_t id) {
+  const SamplingParams& params = submission.params;
+  if (submission.prompt_token_ids.empty()) fail(ErrorKind::kInvalidRequest, "the prompt is empty (0 tokens)");
+  if (submission.cache_salt.size() > kMaxSaltBytes) {
+    fail(ErrorKind::kInvalidRequest, "cache_salt has ", submission.cache_salt.size(), " bytes, at most ",
+         kMaxSaltBytes, " are allowed");
+  }
+  check(params, config.vocab_size);
+  if (config.byte_table == nullptr && !params.stop.empty()) {
+    fail(ErrorKind::kInvalidRequest, "stop strings need a tokenizer, and this engine has none; use stop_token_ids");
+  }
+  auto request = std::make_unique<Request>();
+  request->id = id;
+  request->priority = submission.priority;
+  request->max_tokens =
+      resolve_max_tokens(config, static_cast<int64_t>(submission.prompt_token_ids.size()), params);
+  request->prompt = checked_token_ids("prompt_token_ids", submission.prompt_token_ids, config.vocab_size);
+  request->cache_salt = std::move(submission.cache_salt);
+  request->rules = SamplingRules(params, config, static_cast<uint64_t>(id));
+  request->arrival_s = monotonic_s();
+  request->channel = channel;
+  for (int32_t i = 0; i < params.n; ++i) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->request = request.get();
+    sequence->index = i;
+    sequence->metrics.arrival_s = request->arrival_s;
+    sequence->metrics.num_prompt_tokens = request->prompt_len();
+    request->sequences.push_back(std::move(sequence));
+  }
+  request->params = std::move(submission.params);
+  start(*request->sequences.front(), config);
+  return request;
+}
+
+void start(Sequence& sequence, const EngineConfig& config) {
+  const Request& request = *sequence.request;
+  const SamplingParams& params = request.params;
+  // All pages it can ever have: the scheduler never allocates.
+  const int64_t longest = request.prompt_len() + request.max_tokens;
+  sequence.pages.reserve(static_cast<std::size_t>((longest + config.page_size - 1) / config.page_size));
+  sequence.tokens = request.prompt;
+  sequence.sampling.start(request.rules, request.prompt);
+  if (params.detokenize && config.byte_table != nullptr) {
+    sequence.text.emplace(config.byte_table, params.stop, params.include_stop_str_in_output,
+                          params.skip_special_tokens);
+  }
+}
+
+}  // namespace fastllm
