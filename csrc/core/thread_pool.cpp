@@ -21,6 +21,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/checked.h"
@@ -160,6 +161,7 @@ struct ThreadPool::Impl {
 ThreadPool::ThreadPool(int num_threads) {
   if (num_threads < 1) fail(ErrorKind::kInvalidRequest, "num_threads is ", num_threads, "; at least 1 is needed");
   impl_ = std::make_unique<Impl>(num_threads);
+  impl_->threads.reserve(static_cast<std::size_t>(num_threads));
   try {
     for (int i = 1; i < num_threads; ++i) impl_->threads.emplace_back([impl = impl_.get(), i] { impl->worker_loop(i); });
   } catch (const std::system_error& e) {

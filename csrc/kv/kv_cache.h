@@ -5,7 +5,7 @@
 // - A sequence that publishes tokens which are there already takes the indexed page and returns its own. So whoever holds
 //   a page holds all its ancestors, and a node never loses its parent while it is referenced.
 // - Pages are released tail first, so ancestors are younger on the LRU list and tails are evicted before heads.
-// - A page that is in the index or has other holders is not written: is_writable() says when to copy first.
+// - A page that is in the index or has other holders is not written; the scheduler copies it first.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +28,6 @@ class KvCache {
   void release(int32_t page) { pool_.release(page); }
   // Releases from the tail to the head and clears the list.
   void release_all(std::vector<int32_t>& pages);
-  [[nodiscard]] bool is_writable(int32_t page) const {
-    return pool_.references(page) == 1 && !pool_.is_indexed(page);
-  }
 
   // Appends the longest chain of indexed full pages of `tokens`, at most max_pages, to `pages`, each retained.
   // Returns how many.

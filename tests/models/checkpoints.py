@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
-VOCAB = 199
+VOCAB = 263  # 256 bytes, 3 special tokens, and ids that the tokenizer does not know, as padded models have
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 72, "intermediate_size": 107, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
@@ -163,7 +164,15 @@ def randomize(model: Any, generator: torch.Generator) -> None:
 
 
 def save(model: Any, folder: Path) -> Path:
+    """Weights, config and a byte-level tokenizer."""
     model.save_pretrained(folder)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Every family: config.json and names -> spec and slots. The numpy decoder runs them and must agree with transformers."""
+"""Every family: config.json and names -> spec and slots. The numpy decoder that runs them agrees with transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from checkpoints import CASES, Case, make_model, prompt_ids, reference_logits, s
 from stand_in import Weights, run
 
 from fastllm.checkpoint.loader import LoadPlan, load
-
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda c: c.name)
@@ -99,7 +98,9 @@ def _vision_model() -> Any:
         "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28,
         "patch_size": 14, "model_type": "siglip_vision_model",
     }  # fmt: skip
-    model = transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(text_config=text, vision_config=vision))
+    model = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=vision)
+    )
     model.eval().set_attn_implementation("eager")
     with torch.no_grad():
         randomize(model, torch.Generator().manual_seed(0))

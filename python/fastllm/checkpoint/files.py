@@ -18,7 +18,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def safe_path(folder: Path, name: str) -> Path:
-    """The real path of `name` in `folder`; symbolic links may lead to the hub cache's blobs and nowhere else outside."""
+    """The real path of `name` in `folder`. Symbolic links may leave the folder only for the blobs of the hub cache."""
     if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         raise CheckpointError(f"{folder}: file name {name[:200]!r} is not a plain name (no '/', '\\' or '..')")
     root = folder.resolve()
@@ -26,7 +26,9 @@ def safe_path(folder: Path, name: str) -> Path:
     # A hub snapshot is models--x/snapshots/<revision>/<name> -> models--x/blobs/<hash>.
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     if not any(_is_inside(real, place) for place in allowed):
-        raise CheckpointError(f"{folder / name}: a symbolic link leads outside the model folder, to {real}; copy the file")
+        raise CheckpointError(
+            f"{folder / name}: a symbolic link leads outside the model folder, to {real}; copy the file"
+        )
     return real
 
 

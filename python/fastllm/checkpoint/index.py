@@ -20,8 +20,8 @@ def _no_weights(folder: Path) -> CheckpointError:
     pickled = [name for name in names if name.endswith(PICKLES) and name not in ("training_args.bin", "optimizer.pt")]
     if pickled:
         return CheckpointError(
-            f"{folder}: only pickled weights are here ({', '.join(pickled[:3])}), which can run code when read; convert "
-            "them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) of transformers writes "
+            f"{folder}: only pickled weights are here ({', '.join(pickled[:3])}), which can run code when read; "
+            "convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) of transformers writes "
             "safetensors"
         )
     return CheckpointError(f"{folder}: no {SINGLE} and no {INDEX} here")
@@ -46,7 +46,9 @@ def _files(folder: Path) -> dict[str, set[str] | None]:
     shards: dict[str, set[str] | None] = {}
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{where}: weight_map.{tensor}: {str(file)[:200]!r} is not the name of a .safetensors file")
+            raise CheckpointError(
+                f"{where}: weight_map.{tensor}: {str(file)[:200]!r} is not the name of a .safetensors file"
+            )
         names = shards.setdefault(file, set())
         assert names is not None
         names.add(tensor)

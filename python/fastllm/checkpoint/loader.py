@@ -1,8 +1,7 @@
 """A model folder -> the spec of the model and the list of what goes where; then the bytes, into the native weights.
 
-    plan = load(folder, max_model_len=4096)     checks everything, reads no weight
-    weights = ...                               made from plan.spec, within the budget
-    plan.fill(weights)                          packs; each tensor used once, each slot filled once
+load() checks everything and reads no weight, so that memory can be planned from plan.spec before any is taken;
+plan.fill(weights) packs the tensors, each used once and each slot filled once.
 """
 
 from __future__ import annotations
@@ -136,6 +135,6 @@ def _left_over(used: set[str], tensors: dict[str, Tensor], ignore: list[str], fo
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         file = tensors[unknown[0]].file
         raise CheckpointError(
-            f"{file}: tensor {', '.join(sorted(unknown)[:5])}{more} has no place in the model that config.json describes"
+            f"{file}: tensor {', '.join(sorted(unknown)[:5])}{more} has no place in the model of config.json"
         )
     return ignored

@@ -1,4 +1,4 @@
-"""A model argument -> a local folder: a directory as it is, anything that looks like a hub id through huggingface_hub."""
+"""A model argument -> a local folder: a directory as it is, what looks like a hub id through huggingface_hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
 
 def _download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=ALLOWED))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from fastllm.checkpoint.files import open_regular, parse_json_object
 from fastllm.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 250_000  # per file; keeps the reading of a hostile header near a second
 MAX_DIMS = 8
 MAX_NAME_BYTES = 4096
 MAX_SIZE = 2**63 - 1
@@ -32,8 +31,7 @@ BITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor as it lies in the mapped file. The view keeps the mapping alive."""
 
     file: str
@@ -59,26 +57,30 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_SIZE
 
 
-def _check_entry(where: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+def _refuse(where: str, name: str, finding: str) -> NoReturn:
+    raise CheckpointError(f"{where}: tensor {name}: {finding}")
+
+
+def _check_entry(where: str, name: str, entry: Any, data_bytes: int) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, begin, end) of one header entry whose product and span agree."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: expected an object with dtype, shape and data_offsets")
+        _refuse(where, name, "expected an object with dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise CheckpointError(f"{where}: dtype {str(dtype)[:40]!r} is not known ({', '.join(BITS)} are)")
+        _refuse(where, name, f"dtype {str(dtype)[:40]!r} is not known ({', '.join(BITS)} are)")
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_size, shape)):
-        raise CheckpointError(
-            f"{where}: shape {str(shape)[:200]} must be a list of at most {MAX_DIMS} integers in [0, 2^63)"
-        )
+        expected = f"a list of at most {MAX_DIMS} integers in [0, 2^63)"
+        _refuse(where, name, f"shape {str(shape)[:200]} must be {expected}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise CheckpointError(f"{where}: data_offsets {str(offsets)[:200]} must be two integers in [0, 2^63)")
+        _refuse(where, name, f"data_offsets {str(offsets)[:200]} must be two integers in [0, 2^63)")
     begin, end = offsets
     bits = math.prod(shape) * BITS[dtype]  # Python integers do not overflow
     if begin > end or bits != 8 * (end - begin):
-        raise CheckpointError(
-            f"{where}: data_offsets [{begin}, {end}) span {end - begin} bytes, but {dtype} of shape {shape} has "
-            f"{bits / 8:g}"
-        )
+        span = f"data_offsets [{begin}, {end}) span {end - begin} bytes"
+        _refuse(where, name, f"{span}, but {dtype} of shape {shape} has {bits / 8:.15g}")
+    if end > data_bytes:
+        finding = f"data_offsets [{begin}, {end}) end beyond the {data_bytes} bytes of data"
+        _refuse(where, name, f"{finding}; is the file truncated?")
     return dtype, tuple(shape), begin, end
 
 
@@ -98,7 +100,9 @@ def _read_header(mapped: mmap.mmap, where: str) -> tuple[dict[str, Any], int]:
     size = len(mapped)
     header_bytes = int.from_bytes(mapped[:8], "little")
     if header_bytes > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{where}: header length {header_bytes} exceeds {MAX_HEADER_BYTES} bytes; not safetensors?")
+        raise CheckpointError(
+            f"{where}: header length {header_bytes} exceeds {MAX_HEADER_BYTES} bytes; not safetensors?"
+        )
     if header_bytes > size - 8:
         raise CheckpointError(
             f"{where}: header length {header_bytes} exceeds the {size - 8} bytes that follow; is the file truncated?"
@@ -127,12 +131,7 @@ def read(path: Path, label: str | None = None) -> dict[str, Tensor]:
     for name, entry in header.items():
         if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
             raise CheckpointError(f"{where}: a tensor name has more than {MAX_NAME_BYTES} bytes: {name[:80]!r}...")
-        dtype, shape, begin, end = _check_entry(f"{where}: tensor {name}", entry)
-        if end > len(whole) - data_begin:
-            raise CheckpointError(
-                f"{where}: tensor {name}: data_offsets [{begin}, {end}) end beyond the {len(whole) - data_begin} bytes "
-                "of data; is the file truncated?"
-            )
+        dtype, shape, begin, end = _check_entry(where, name, entry, len(whole) - data_begin)
         spans.append((begin, end, name))
         tensors[name] = Tensor(where, name, dtype, shape, whole[data_begin + begin : data_begin + end])
 
@@ -140,7 +139,7 @@ def read(path: Path, label: str | None = None) -> dict[str, Tensor]:
     for begin, end, name in sorted(spans):
         if begin != covered:
             kind = "overlaps the tensor before it" if begin < covered else "leaves a gap after the tensor before it"
-            raise CheckpointError(f"{where}: tensor {name}: begins at byte {begin} of the data, expected {covered}: {kind}")
+            _refuse(where, name, f"begins at byte {begin} of the data, expected {covered}: {kind}")
         covered = end
     if covered != len(mapped) - data_begin:
         raise CheckpointError(

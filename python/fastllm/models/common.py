@@ -39,7 +39,7 @@ class Sizes:
 
 
 def read_sizes(config: Config, *, tied: bool = False, defaults: dict[str, Any] | None = None) -> Sizes:
-    """`tied`: what tie_word_embeddings is when absent. `defaults`: keys that published configs of a family leave out."""
+    """`tied`: what tie_word_embeddings is when absent. `defaults`: of keys that published configs omit."""
     absent = defaults or {}
 
     def size(key: str, most: int = MAX_SIZE) -> int:

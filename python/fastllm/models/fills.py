@@ -87,5 +87,3 @@ def stacked_vector(
             yield VectorFill(
                 slot, source, (experts, count), half, 2, expert * count + part, offset=expert * count + part * half
             )
-
-

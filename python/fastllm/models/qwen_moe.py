@@ -93,9 +93,7 @@ def fills(config: Config, names: Collection[str]) -> Iterator[Fill]:
         to, source = f"layers.{i}.", f"model.layers.{i}."
         mlp = f"{source}mlp."
         yield vector(f"{to}attention_norm", f"{source}input_layernorm.weight", sizes.hidden)
-        yield from common.attention_fills(
-            sizes, to, f"{source}self_attn.", qkv_bias=qkv_bias, output_bias=output_bias
-        )
+        yield from common.attention_fills(sizes, to, f"{source}self_attn.", qkv_bias=qkv_bias, output_bias=output_bias)
         if is_qwen3(config):
             yield vector(f"{to}q_norm", f"{source}self_attn.q_norm.weight", sizes.head_dim)
             yield vector(f"{to}k_norm", f"{source}self_attn.k_norm.weight", sizes.head_dim)

@@ -76,7 +76,9 @@ class Rope:
     def _dynamic(self, max_model_len: int) -> tuple[Floats, float]:
         factor, dim = self._factor(), self.rotary_dim
         if dim <= 2:
-            raise self.values.unsupported("rope_type", f"is dynamic with {dim} rotated dimensions, more than 2 are needed")
+            raise self.values.unsupported(
+                "rope_type", f"is dynamic with {dim} rotated dimensions, more than 2 are needed"
+            )
         stretch = factor * max(max_model_len, self.max_position) / self.max_position - (factor - 1)
         return np.float32(1.0) / self._powers(self.theta * stretch ** (dim / (dim - 2))), 1.0
 

@@ -1,0 +1,118 @@
+// Rotations, writing K/V into pages, and attention over them: two passes over the scores, in double.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "reference/reference_backend.h"
+
+namespace fastllm::reference {
+namespace {
+
+// Index of element (head, token, dim) in a page's K (is_v false) or V part.
+int64_t kv_index(const KvSpec& spec, bool is_v, int64_t head, int64_t token, int64_t dim) {
+  return (((is_v ? spec.num_kv_heads : 0) + head) * kPageSize + token) * spec.head_dim + dim;
+}
+
+float kv_at(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t token, int64_t dim) {
+  return with_float_dtype(kv.spec.dtype, [&]<class T>(T) {
+    const T* base = reinterpret_cast<const T*>(kv.data + page * kv.page_bytes);
+    return to_float(base[kv_index(kv.spec, is_v, head, token, dim)]);
+  });
+}
+
+void kv_put(const KvLayer& kv, int64_t slot, bool is_v, int64_t head, int64_t dim, float value) {
+  with_float_dtype(kv.spec.dtype, [&]<class T>(T) {
+    T* base = reinterpret_cast<T*>(kv.data + slot / kPageSize * kv.page_bytes);
+    base[kv_index(kv.spec, is_v, head, slot % kPageSize, dim)] = from_float<T>(value);
+  });
+}
+
+void rotate(float* head, const float* cos, const float* sin, int64_t num_freqs) {
+  for (int64_t i = 0; i < num_freqs; ++i) {
+    const double a = head[i];
+    const double b = head[i + num_freqs];
+    head[i] = static_cast<float>(a * cos[i] - b * sin[i]);
+    head[i + num_freqs] = static_cast<float>(b * cos[i] + a * sin[i]);
+  }
+}
+
+// Attention of one query head at one position.
+void attend(const PagedAttentionArgs& args, const int32_t* pages, int64_t position, int64_t head, const float* q,
+            float* out, std::vector<double>& scores) {
+  const KvSpec& spec = args.kv.spec;
+  const int64_t kv_head = head / (args.num_heads / spec.num_kv_heads);
+  const int64_t first = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
+  scores.assign(static_cast<std::size_t>(position + 1 - first), 0.0);
+  double top = args.sinks != nullptr ? args.sinks[head] : -INFINITY;
+  for (int64_t j = first; j <= position; ++j) {
+    double s = 0.0;
+    for (int64_t d = 0; d < spec.head_dim; ++d) {
+      s += static_cast<double>(q[d]) * kv_at(args.kv, pages[j / kPageSize], false, kv_head, j % kPageSize, d);
+    }
+    s *= args.scale;
+    if (args.softcap > 0.0f) s = args.softcap * std::tanh(s / args.softcap);
+    scores[static_cast<std::size_t>(j - first)] = s;
+    top = std::max(top, s);
+  }
+  double sum = args.sinks != nullptr ? std::exp(args.sinks[head] - top) : 0.0;
+  for (double& s : scores) sum += s = std::exp(s - top);
+  for (int64_t d = 0; d < spec.head_dim; ++d) {
+    double value = 0.0;
+    for (int64_t j = first; j <= position; ++j) {
+      value += scores[static_cast<std::size_t>(j - first)] *
+               kv_at(args.kv, pages[j / kPageSize], true, kv_head, j % kPageSize, d);
+    }
+    out[d] = static_cast<float>(value / sum);
+  }
+}
+
+}  // namespace
+
+void ReferenceBackend::rope_table(const RopeTableArgs& args) {
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    for (int64_t i = 0; i < args.num_freqs; ++i) {
+      // The angle is rounded to float as every public implementation does; its sine and cosine are then exact.
+      const double angle = static_cast<float>(args.positions[t]) * args.inv_freq[i];
+      args.cos[t * args.num_freqs + i] = static_cast<float>(std::cos(angle)) * args.scale;
+      args.sin[t * args.num_freqs + i] = static_cast<float>(std::sin(angle)) * args.scale;
+    }
+  }
+}
+
+void ReferenceBackend::rope_and_store(const RopeAndStoreArgs& args) {
+  const int64_t head_dim = args.kv.spec.head_dim;
+  for (int64_t t = 0; t < args.q.rows; ++t) {
+    const float* cos = args.cos + t * args.num_freqs;
+    const float* sin = args.sin + t * args.num_freqs;
+    for (int64_t h = 0; h < args.q.cols / head_dim; ++h) rotate(args.q.row<float>(t) + h * head_dim, cos, sin, args.num_freqs);
+    for (int64_t g = 0; g < args.kv.spec.num_kv_heads; ++g) {
+      float* k = args.k.row<float>(t) + g * head_dim;
+      const float* v = args.v.row<float>(t) + g * head_dim;
+      rotate(k, cos, sin, args.num_freqs);
+      for (int64_t d = 0; d < head_dim; ++d) {
+        kv_put(args.kv, args.slots[t], false, g, d, k[d]);
+        kv_put(args.kv, args.slots[t], true, g, d, v[d]);
+      }
+    }
+  }
+}
+
+void ReferenceBackend::paged_attention(const PagedAttentionArgs& args) {
+  const StepView& step = *args.step;
+  const int64_t head_dim = args.kv.spec.head_dim;
+  std::vector<double> scores;
+  for (int64_t s = 0; s < step.num_seqs; ++s) {
+    const int32_t* pages = step.block_table + s * step.max_pages;
+    const int64_t num_new = step.query_start[s + 1] - step.query_start[s];
+    for (int64_t i = 0; i < num_new; ++i) {
+      const int64_t t = step.query_start[s] + i;
+      const int64_t position = step.context_len[s] - num_new + i;
+      for (int64_t h = 0; h < args.num_heads; ++h) {
+        attend(args, pages, position, h, args.q.row<float>(t) + h * head_dim, args.out.row<float>(t) + h * head_dim,
+               scores);
+      }
+    }
+  }
+}
+
+}  // namespace fastllm::reference

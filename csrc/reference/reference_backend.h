@@ -1,0 +1,50 @@
+// The contract of operations in plain loops: what each operation means. Slow, single-threaded, the oracle of the others.
+#pragma once
+
+#include <memory>
+
+#include "ops/ops.h"
+
+namespace fastllm {
+
+std::unique_ptr<Backend> make_reference_backend();
+
+namespace reference {
+
+// Layouts. A packed weight is [expert][n][k], row-major, in its own format. A KV page is
+// [k or v][kv head][token in page][dimension].
+constexpr int64_t kPageSize = 16;
+
+class ReferenceBackend final : public Backend {
+ public:
+  [[nodiscard]] const char* name() const override { return "reference"; }
+  [[nodiscard]] int num_threads() const override { return 1; }
+
+  [[nodiscard]] int64_t packed_bytes(const WeightDesc& desc) const override;
+  void pack(const PackedWeight& to, const WeightSlice& slice) override;
+  [[nodiscard]] int64_t page_size() const override { return kPageSize; }
+  [[nodiscard]] int64_t kv_page_bytes(const KvSpec& spec) const override;
+  [[nodiscard]] int64_t scratch_bytes(const OpLimits& limits) const override;
+  void reserve(const OpLimits& limits) override;
+
+  void embed(const EmbedArgs& args) override;
+  void rms_norm(const RmsNormArgs& args) override;
+  void linear(const LinearArgs& args) override;
+  void rope_table(const RopeTableArgs& args) override;
+  void rope_and_store(const RopeAndStoreArgs& args) override;
+  void paged_attention(const PagedAttentionArgs& args) override;
+  void gated_activation(const GatedActivationArgs& args) override;
+  void moe_route(const MoeRouteArgs& args) override;
+  void moe_ffn(const MoeFfnArgs& args) override;
+  void add(const AddArgs& args) override;
+  void softcap(const SoftcapArgs& args) override;
+  void sample(const SampleArgs& args) override;
+  void copy_pages(const CopyPagesArgs& args) override;
+};
+
+// Element (n, k) of one expert, widened to float.
+float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k);
+float gated(const ActivationSpec& spec, float gate, float up);
+
+}  // namespace reference
+}  // namespace fastllm
