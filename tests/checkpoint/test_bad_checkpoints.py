@@ -310,12 +310,14 @@ def test_pickled_weights_are_refused_with_the_way_out(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop"])
 def test_what_is_no_regular_file_is_refused(file: str, kind: str, tmp_path: Path) -> None:
     folder = tiny.write(tmp_path)
     (folder / file).unlink()
     if kind == "fifo":
         os.mkfifo(folder / file)
+    elif kind == "loop":
+        (folder / file).symlink_to(folder / file)
     elif kind == "device":
         (folder / file).symlink_to("/dev/zero")
     else:
@@ -336,16 +338,19 @@ def test_sparse_giant_file_is_refused(tmp_path: Path) -> None:
     _refused(folder, r"config\.json: has 4398046511104 bytes")
 
 
-def test_links_lead_nowhere_but_the_hub_cache(tmp_path: Path) -> None:
+def test_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     outside = tiny.write(tmp_path / "outside") / "model.safetensors"
     folder = tiny.write(tmp_path / "folder")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(outside)
     _refused(folder, r"model\.safetensors: a symbolic link leads outside")
 
-    blobs = tmp_path / "models--x" / "blobs"
+
+@pytest.mark.parametrize("store", ["cache/models--x/blobs", "cache/blobs/ab"])
+def test_links_into_the_hub_cache_are_followed(store: str, tmp_path: Path) -> None:
+    blobs = tmp_path / store
     blobs.mkdir(parents=True)
-    snapshot = tiny.write(tmp_path / "models--x" / "snapshots" / "abc")
+    snapshot = tiny.write(tmp_path / "cache" / "models--x" / "snapshots" / "abc")
     for name in ("config.json", "model.safetensors"):
         (snapshot / name).rename(blobs / name)
         (snapshot / name).symlink_to(blobs / name)

@@ -32,25 +32,29 @@ class Case:
     values: dict[str, Any] = field(default_factory=dict)
     prompt_len: int = 40
     max_model_len: int = 128
-    seed: int = 0  # one whose greedy steps are all decided by a clear margin
 
 
 def _rope(**values: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **values}}
 
 
-def _llama(name: str, seed: int = 0, **values: Any) -> Case:
-    return Case(name, "LlamaConfig", "LlamaForCausalLM", values, seed=seed)
+def _llama(name: str, **values: Any) -> Case:
+    return Case(name, "LlamaConfig", "LlamaForCausalLM", values)
 
 
 def _longrope(factor: float, count: int) -> list[float]:
     return [1.0 + factor * i / count for i in range(count)]
 
 
+# Seeds with which every greedy step is decided by a margin of 8e-3 or more; 0 for the others.
+_SEEDS = {
+    "llama-mha": 1, "llama-mqa-tied-bias": 11, "llama-llama3": 1, "qwen2": 11, "qwen2-window": 1, "qwen3": 2,
+    "phi3-longrope": 5, "gemma2": 5, "gemma3": 4, "qwen2-moe": 2, "qwen3-moe": 1,
+}  # fmt: skip
 _SHORT = {"max_position_embeddings": 32}
 CASES = [
     _llama("llama-gqa", head_dim=32),
-    _llama("llama-mha", seed=1, num_key_value_heads=4),
+    _llama("llama-mha", num_key_value_heads=4),
     _llama("llama-mqa-tied-bias", num_key_value_heads=1, head_dim=64, tie_word_embeddings=True, attention_bias=True),
     _llama("llama-linear", head_dim=32, **_SHORT, **_rope(rope_type="linear", factor=4.0)),
     _llama("llama-dynamic", head_dim=32, **_SHORT, **_rope(rope_type="dynamic", factor=4.0)),
@@ -68,7 +72,7 @@ CASES = [
         **_rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                 original_max_position_embeddings=32),
     ),
-    Case("mistral-window", "MistralConfig", "MistralForCausalLM", {"sliding_window": 13, "head_dim": 32}, seed=1),
+    Case("mistral-window", "MistralConfig", "MistralForCausalLM", {"sliding_window": 13, "head_dim": 32}),
     Case("qwen2", "Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     Case(
         "qwen2-window", "Qwen2Config", "Qwen2ForCausalLM",
@@ -85,13 +89,11 @@ CASES = [
         {"hidden_size": 128, "original_max_position_embeddings": 32, **_rope(
             rope_type="longrope", partial_rotary_factor=0.75, short_factor=_longrope(0.5, 12),
             long_factor=_longrope(5.0, 12), original_max_position_embeddings=32)},
-        seed=1,
     ),
     Case(
         "gemma2", "Gemma2Config", "Gemma2ForCausalLM",
         {"head_dim": 256, "num_hidden_layers": 4, "sliding_window": 9, "query_pre_attn_scalar": 144,
          "attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0},
-        seed=6,
     ),
     Case(
         "gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM",
@@ -137,7 +139,7 @@ def make_model(case: Case) -> Any:
     model = getattr(transformers, case.model)(config).eval().to(torch.float32)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
-    randomize(model, torch.Generator().manual_seed(case.seed))
+    randomize(model, torch.Generator().manual_seed(_SEEDS.get(case.name, 0)))
     return model
 
 

@@ -16,7 +16,10 @@ from fastllm.errors import CheckpointError, UnsupportedModelError
 MAX_CONFIG_BYTES = 16 << 20
 _REQUIRED: Any = object()
 # Inside the class these names mean its methods.
-_Int, _Float, _Bool, _Str = int, float, bool, str
+_Int = int
+_Float = float
+_Bool = bool
+_Str = str
 _LARGEST = 2**31 - 1
 
 

@@ -21,10 +21,17 @@ def safe_path(folder: Path, name: str) -> Path:
     """The real path of `name` in `folder`. Symbolic links may leave the folder only for the blobs of the hub cache."""
     if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         raise CheckpointError(f"{folder}: file name {name[:200]!r} is not a plain name (no '/', '\\' or '..')")
-    root = folder.resolve()
-    real = (root / name).resolve()
-    # A hub snapshot is models--x/snapshots/<revision>/<name> -> models--x/blobs/<hash>.
-    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    try:
+        root = folder.resolve()
+        real = (root / name).resolve()
+    except (OSError, RuntimeError) as e:  # a link to itself, a name too long
+        raise CheckpointError(f"{folder / name[:200]}: cannot be resolved: {e}") from e
+    allowed = [root]
+    repo = root.parent.parent
+    if root.parent.name == "snapshots" and repo.name.startswith("models--"):
+        # cache/models--x/snapshots/<revision>/<name> -> cache/models--x/blobs/<hash>, which newer versions of
+        # huggingface_hub make a link to cache/blobs/<prefix>/<hash>, shared by all repositories.
+        allowed += [repo / "blobs", repo.parent / "blobs"]
     if not any(_is_inside(real, place) for place in allowed):
         raise CheckpointError(
             f"{folder / name}: a symbolic link leads outside the model folder, to {real}; copy the file"

@@ -21,8 +21,8 @@ def _no_weights(folder: Path) -> CheckpointError:
     if pickled:
         return CheckpointError(
             f"{folder}: only pickled weights are here ({', '.join(pickled[:3])}), which can run code when read; "
-            "convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) of transformers writes "
-            "safetensors"
+            "convert them: transformers' AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) "
+            "writes safetensors"
         )
     return CheckpointError(f"{folder}: no {SINGLE} and no {INDEX} here")
 

@@ -125,7 +125,8 @@ def _match(rules: Any, tensors: dict[str, Tensor], folder: Path) -> list[tuple[F
 
 def _left_over(used: set[str], tensors: dict[str, Tensor], ignore: list[str], folder: Path) -> list[str]:
     ignorable = [re.compile(pattern) for pattern in ignore]
-    ignored, unknown = [], []
+    ignored: list[str] = []
+    unknown: list[str] = []
     for name in tensors:
         if name in used:
             continue

@@ -19,7 +19,7 @@ from fastllm.checkpoint.files import open_regular, parse_json_object
 from fastllm.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
-MAX_TENSORS = 250_000  # per file; keeps the reading of a hostile header near a second
+MAX_TENSORS = 250_000  # per file; keeps the reading of a hostile header within about two seconds
 MAX_DIMS = 8
 MAX_NAME_BYTES = 4096
 MAX_SIZE = 2**63 - 1

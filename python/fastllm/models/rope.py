@@ -51,10 +51,10 @@ class Rope:
         return self.max_position
 
     def _factor(self) -> float:
-        return self.values.float("factor", min=1.0, max=1e6)
+        return float(self.values.float("factor", min=1.0, max=1e6))
 
     def _yarn_factor(self) -> float:
-        return self.values.float("factor", min=1.0, max=1e6, default=self.max_position / self.original_max)
+        return float(self.values.float("factor", min=1.0, max=1e6, default=self.max_position / self.original_max))
 
     def spec(self, max_model_len: int) -> Any:
         """_core.RopeSpec for a context of max_model_len."""

@@ -1,0 +1,364 @@
+#include "engine/core.h"
+
+#include <algorithm>
+#include <exception>
+#include <new>
+#include <utility>
+
+#include "core/error.h"
+#include "core/fault.h"
+
+namespace fastllm {
+namespace {
+
+bool contains(const std::vector<int32_t>& ids, int32_t id) { return std::ranges::find(ids, id) != ids.end(); }
+
+RequestDelta delta_of(const Sequence& s) {
+  RequestDelta delta;
+  delta.request_id = s.request->id;
+  delta.index = s.index;
+  return delta;
+}
+
+bool is_empty(const RequestDelta& d) { return d.token_ids.empty() && d.prompt_logprobs.empty(); }
+
+const EngineConfig& checked(const EngineConfig& config) {
+  check(config);
+  return config;
+}
+
+}  // namespace
+
+EngineCore::EngineCore(const EngineConfig& config, std::unique_ptr<Executor> executor)
+    : config_(checked(config)),
+      executor_(std::move(executor)),
+      cache_(config.num_pages, config.page_size, config.enable_prefix_caching, PrefixIndex::random_key()),
+      scheduler_(config_, cache_),
+      builder_(config_) {
+  step_items_.reserve(static_cast<std::size_t>(config.max_num_seqs));
+}
+
+void EngineCore::add(std::unique_ptr<Request> request) {
+  Request& r = *request;
+  finished_.reserve(requests_.size() + 1);
+  requests_.emplace(r.id, std::move(request));
+  ++stats_.num_requests;
+  ++num_unscheduled_;
+  try {
+    scheduler_.add(*r.sequences.front());
+  } catch (...) {
+    fail_sequence(*r.sequences.front(), current_exception_cause());
+    erase_finished_requests();
+    flush();
+  }
+}
+
+void EngineCore::abort(int64_t request_id) {
+  const auto found = requests_.find(request_id);
+  if (found == requests_.end()) return;
+  abort_request(*found->second);
+  erase_finished_requests();
+  flush();
+}
+
+void EngineCore::abort_request(Request& request) {
+  for (const std::unique_ptr<Sequence>& s : request.sequences) {
+    if (s->state == SequenceState::kFinished) continue;
+    RequestDelta delta = delta_of(*s);
+    delta.finish_reason = FinishReason::kAbort;
+    finish(*s, std::move(delta));
+  }
+}
+
+bool EngineCore::step() {
+  abort_abandoned();
+  if (!scheduler_.has_work()) return false;
+  run_step();
+  erase_finished_requests();
+  flush();
+  return true;
+}
+
+void EngineCore::run_step() {
+  const StepPlan& plan = scheduler_.schedule();
+  step_items_.assign(plan.items.begin(), plan.items.end());
+  ++stats_.num_steps;
+  try {
+    mark_scheduled(plan);
+    Step& step = builder_.build(plan);
+    step_ = &step;
+    executor_->execute(step);
+    scheduler_.complete();
+    stats_.num_failed_steps_in_a_row = 0;
+  } catch (...) {
+    const Cause cause = current_exception_cause();
+    scheduler_.cancel();
+    ++stats_.num_failed_steps;
+    ++stats_.num_failed_steps_in_a_row;
+    fail_sequences(step_items_, cause);
+    return;
+  }
+  stats_.last_step_s = monotonic_s();
+
+  int64_t row = 0;
+  for (const ScheduledTokens& item : step_items_) {
+    Sequence& s = *item.sequence;
+    const int64_t row_begin = row;
+    while (row < step_->num_rows() && step_->owners[static_cast<std::size_t>(row)] == &s) ++row;
+    stats_.num_prompt_tokens += std::clamp<int64_t>(s.request->prompt_len() - item.first, 0, item.count);
+    try {
+      process(item, row_begin, row);
+    } catch (...) {
+      fail_sequence(s, current_exception_cause());
+    }
+  }
+}
+
+void EngineCore::mark_scheduled(const StepPlan& plan) {
+  const double now = monotonic_s();
+  for (const ScheduledTokens& item : plan.items) {
+    Sequence& s = *item.sequence;
+    if (s.metrics.first_scheduled_s == 0.0) s.metrics.first_scheduled_s = now;
+    if (!std::exchange(s.request->was_scheduled, true)) --num_unscheduled_;
+  }
+}
+
+// A consumer that let its channel go will never read: its requests end here.
+void EngineCore::abort_abandoned() {
+  bool found = false;
+  for (std::size_t i = 0; i < scheduler_.running().size();) {
+    Request& request = *scheduler_.running()[i]->request;
+    if (request.channel.expired()) {
+      abort_request(request);
+      found = true;
+      i = 0;
+    } else {
+      ++i;
+    }
+  }
+  if (found) erase_finished_requests();
+}
+
+void EngineCore::process(const ScheduledTokens& item, int64_t row_begin, int64_t row_end) {
+  Sequence& s = *item.sequence;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    if (step_->results[static_cast<std::size_t>(row)].is_finite) continue;
+    ++stats_.num_nonfinite_rows;
+    cache_.forget(s.pages);  // its K/V may hold the NaN that came out here
+    fail_sequence(s, {ErrorKind::kInternal,
+                      "the model gave no usable logits for this sequence (NaN, infinity, or every token banned)"});
+    return;
+  }
+  const int64_t num_prompt_rows = rows_of(s, item.first, item.count).num_prompt_rows;
+  RequestDelta delta = delta_of(s);
+  for (int64_t i = 0; i < num_prompt_rows; ++i) delta.prompt_logprobs.push_back(logprobs_of(row_begin + i));
+  s.num_prompt_logprobs += num_prompt_rows;
+  if (row_begin + num_prompt_rows < row_end) {
+    fork_children(s);
+    append_token(s, row_end - 1, delta);
+  }
+  if (delta.finish_reason != FinishReason::kNone) {
+    finish(s, std::move(delta));
+  } else if (!is_empty(delta)) {
+    delta.metrics = s.metrics;
+    send(*s.request, std::move(delta));
+  }
+}
+
+void EngineCore::fork_children(const Sequence& parent) {
+  for (const std::unique_ptr<Sequence>& child : parent.request->sequences) {
+    if (child->state != SequenceState::kUnborn) continue;
+    try {
+      start(*child, config_);
+      child->metrics.num_cached_tokens = parent.metrics.num_cached_tokens;
+      scheduler_.fork(parent, *child);
+    } catch (...) {
+      fail_sequence(*child, current_exception_cause());
+    }
+  }
+}
+
+void EngineCore::append_token(Sequence& s, int64_t row, RequestDelta& delta) {
+  const int32_t token = step_->results[static_cast<std::size_t>(row)].token;
+  FASTLLM_CHECK(token >= 0 && token < config_.vocab_size, "the sampler drew token ", token);
+  if (step_->rows[static_cast<std::size_t>(row)].wants_logprob) delta.logprobs.push_back(logprobs_of(row));
+  delta.token_ids.push_back(token);
+  s.tokens.push_back(token);
+  s.sampling.add(s.request->rules, token);
+  const double now = monotonic_s();
+  if (s.metrics.first_token_s == 0.0) s.metrics.first_token_s = now;
+  s.metrics.last_token_s = now;
+  s.metrics.num_generated_tokens = num_generated(s);
+  ++stats_.num_generated_tokens;
+  decide_end(s, token, delta);
+}
+
+void EngineCore::decide_end(Sequence& s, int32_t token, RequestDelta& delta) {
+  const Request& request = *s.request;
+  const bool is_stop_id = contains(request.rules.stop_ids, token);
+  const bool is_end = is_stop_id || contains(request.rules.eos_ids, token);
+  if (is_end) {
+    delta.finish_reason = FinishReason::kStop;
+    if (is_stop_id) delta.stop_reason = token;
+  }
+  if (s.text && (!is_end || request.params.include_stop_str_in_output)) {
+    auto piece = s.text->push(token);
+    delta.text += piece.text;
+    if (piece.stopped) {
+      delta.finish_reason = FinishReason::kStop;
+      delta.stop_reason = request.params.stop[static_cast<std::size_t>(piece.stop_index)];
+      return;  // what follows the stop string is never shown
+    }
+  }
+  if (!is_end && num_generated(s) >= request.max_tokens) delta.finish_reason = FinishReason::kLength;
+  if (s.text && delta.finish_reason != FinishReason::kNone) delta.text += s.text->finish().text;
+}
+
+TokenLogprobs EngineCore::logprobs_of(int64_t row) const {
+  const SampleRow& wanted = step_->rows[static_cast<std::size_t>(row)];
+  const SampleResult& result = step_->results[static_cast<std::size_t>(row)];
+  TokenLogprobs entry{.token = result.token, .logprob = result.logprob, .rank = result.rank, .top = {}};
+  entry.top.reserve(static_cast<std::size_t>(wanted.num_top));
+  for (int32_t i = 0; i < wanted.num_top; ++i) entry.top.push_back({wanted.top_tokens[i], wanted.top_logprobs[i]});
+  return entry;
+}
+
+void EngineCore::finish(Sequence& s, RequestDelta&& delta) {
+  scheduler_.remove(s);
+  s.text.reset();
+  delta.metrics = s.metrics;
+  finished_.push_back(s.request->id);
+  send_last(s, std::move(delta));
+}
+
+void EngineCore::fail_sequence(Sequence& s, const Cause& cause) {
+  if (s.state == SequenceState::kFinished) return;
+  RequestDelta delta = delta_of(s);
+  delta.finish_reason = FinishReason::kError;
+  delta.error_kind = cause.kind;
+  delta.error_message = cause.message;
+  finish(s, std::move(delta));
+  // Those that waited for this one to read the prompt would wait for ever.
+  if (s.index > 0) return;
+  for (const std::unique_ptr<Sequence>& child : s.request->sequences) {
+    if (child->state == SequenceState::kUnborn) fail_sequence(*child, cause);
+  }
+}
+
+void EngineCore::fail_sequences(const std::vector<ScheduledTokens>& items, const Cause& cause) {
+  for (const ScheduledTokens& item : items) fail_sequence(*item.sequence, cause);
+}
+
+void EngineCore::fail_all(ErrorKind kind, const std::string& message) {
+  for (const auto& [id, request] : requests_) {
+    for (const std::unique_ptr<Sequence>& s : request->sequences) fail_sequence(*s, {kind, message});
+  }
+  erase_finished_requests();
+  flush();
+}
+
+void EngineCore::send(const Request& request, RequestDelta&& delta) {
+  if (fault::should_fail(fault::Point::kQueue)) fail(ErrorKind::kInternal, "output queue: injected fault");
+  const std::shared_ptr<Channel> channel = request.channel.lock();
+  if (channel == nullptr) return;
+  if (std::ranges::find(touched_, channel) == touched_.end()) touched_.push_back(channel);
+  channel->add(std::move(delta));
+}
+
+void EngineCore::send_last(Sequence& s, RequestDelta&& delta) noexcept {
+  try {
+    send(*s.request, std::move(delta));
+    return;
+  } catch (...) {
+    try {
+      const Cause cause = current_exception_cause();
+      RequestDelta error = delta_of(s);
+      error.finish_reason = FinishReason::kError;
+      error.error_kind = cause.kind;
+      error.error_message = cause.message;
+      error.metrics = s.metrics;
+      send(*s.request, std::move(error));
+      return;
+    } catch (...) {
+      // Not even the error could be stored; below, the channel itself says so.
+    }
+  }
+  if (const std::shared_ptr<Channel> channel = s.request->channel.lock()) {
+    channel->mark_lost();
+    channel->flush();
+  }
+}
+
+void EngineCore::erase_finished_requests() {
+  for (const int64_t id : finished_) {
+    const auto found = requests_.find(id);
+    if (found == requests_.end()) continue;
+    const Request& request = *found->second;
+    const bool is_finished = std::ranges::all_of(
+        request.sequences, [](const auto& s) { return s->state == SequenceState::kFinished; });
+    if (!is_finished) continue;
+    if (!request.was_scheduled) --num_unscheduled_;
+    ++stats_.num_requests_finished;
+    requests_.erase(found);
+  }
+  finished_.clear();
+}
+
+void EngineCore::flush() noexcept {
+  for (const std::shared_ptr<Channel>& channel : touched_) channel->flush();
+  touched_.clear();
+}
+
+EngineCore::Cause EngineCore::current_exception_cause() {
+  try {
+    throw;
+  } catch (const Error& e) {
+    return {e.kind(), e.what()};
+  } catch (const std::bad_alloc&) {
+    return {ErrorKind::kOutOfMemory, "memory ran out during a step"};
+  } catch (const std::exception& e) {
+    return {ErrorKind::kInternal, e.what()};
+  } catch (...) {
+    return {ErrorKind::kInternal, "an unknown exception ended a step"};
+  }
+}
+
+EngineStats EngineCore::stats() const {
+  EngineStats stats = stats_;
+  const PagePool& pool = cache_.pool();
+  stats.num_running = static_cast<int64_t>(scheduler_.running().size());
+  stats.num_waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  stats.num_pages = pool.num_pages();
+  stats.num_pages_free = pool.num_free();
+  stats.num_pages_cached = pool.num_cached();
+  stats.num_pages_referenced = pool.num_referenced();
+  stats.num_preemptions = scheduler_.num_preemptions();
+  stats.prefix_query_tokens = scheduler_.prefix_query_tokens();
+  stats.prefix_hit_tokens = scheduler_.prefix_hit_tokens();
+  return stats;
+}
+
+void EngineCore::check_integrity() const {
+  scheduler_.check_integrity();
+  std::size_t num_alive = 0;
+  int64_t num_unscheduled = 0;
+  for (const auto& [id, request] : requests_) {
+    std::size_t num_unfinished = 0;
+    for (const std::unique_ptr<Sequence>& s : request->sequences) {
+      if (s->state == SequenceState::kFinished) continue;
+      ++num_unfinished;
+      num_alive += s->state == SequenceState::kUnborn ? 0 : 1;
+      const bool waits_for_first = s->state == SequenceState::kUnborn;
+      FASTLLM_CHECK(!waits_for_first || request->sequences[0]->state != SequenceState::kFinished,
+                    "a sequence of request ", id, " waits for one that has finished");
+    }
+    FASTLLM_CHECK(num_unfinished > 0, "request ", id, " has finished and is still here");
+    num_unscheduled += request->was_scheduled ? 0 : 1;
+  }
+  FASTLLM_CHECK(num_alive == scheduler_.running().size() + scheduler_.waiting().size(), num_alive,
+                " sequences are alive, the scheduler knows ", scheduler_.running().size(), " + ",
+                scheduler_.waiting().size());
+  FASTLLM_CHECK(num_unscheduled == num_unscheduled_, "unscheduled requests are miscounted");
+}
+
+}  // namespace fastllm

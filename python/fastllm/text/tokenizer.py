@@ -1,0 +1,168 @@
+"""A checkpoint's tokenizer: `tokenizer.json` through the tokenizers library, or `tokenizer.model` through sentencepiece."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastllm import _core
+from fastllm.errors import CheckpointError
+from fastllm.text import byte_table
+
+MAX_FILE_BYTES = 200 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a small regular file; {} if there is none. Raises CheckpointError."""
+    if not path.exists():
+        return {}
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path}: is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds {type(value).__name__}, expected an object")
+    return value
+
+
+class Tokenizer:
+    """Text <-> token ids. Thread-safe.
+
+    Special tokens written in a plain text are read as such, as Hugging Face tokenizers do.
+    """
+
+    def __init__(self, backend: _Backend, config: dict[str, Any]) -> None:
+        self._backend = backend
+        self.byte_table = backend.byte_table
+        self.bos_token = _token_text(config.get("bos_token"))
+        self.eos_token = _token_text(config.get("eos_token"))
+        self.eos_token_id = backend.token_id(self.eos_token) if self.eos_token else None
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """Reads the tokenizer of a model folder. Raises CheckpointError."""
+        config = read_json(folder / "tokenizer_config.json")
+        if (folder / "tokenizer.json").exists():
+            return Tokenizer(_JsonBackend(folder / "tokenizer.json"), config)
+        if (folder / "tokenizer.model").exists():
+            return Tokenizer(_SentencePieceBackend(folder, config), config)
+        raise CheckpointError(f"{folder}: no tokenizer here; expected tokenizer.json or tokenizer.model")
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; with the special tokens that the tokenizer itself adds (bos, eos)."""
+        # Lone surrogates have no bytes; they become what a file with that damage would show.
+        clean = text.encode("utf-8", "replace").decode() if not text.isascii() else text
+        return self._backend.encode(clean, add_special_tokens)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids, exactly as it would be streamed."""
+        text = _core.OutputText(self.byte_table, [], False, skip_special_tokens)
+        return "".join(text.push(int(i)) for i in ids) + text.finish()
+
+
+class _Backend:
+    byte_table: _core.ByteTable
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        raise NotImplementedError
+
+    def token_id(self, token: str) -> int | None:
+        raise NotImplementedError
+
+
+class _JsonBackend(_Backend):
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            raise CheckpointError(f"{path}: is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{path}: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.byte_table = byte_table.from_tokenizer_json(self._tokenizer)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def token_id(self, token: str) -> int | None:
+        found = self._tokenizer.token_to_id(token)
+        return None if found is None else int(found)
+
+
+class _SentencePieceBackend(_Backend):
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise CheckpointError(
+                f"{folder}: tokenizer.model needs the sentencepiece library: pip install 'fastllm-runtime[sentencepiece]'"
+            ) from error
+        path = folder / "tokenizer.model"
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            raise CheckpointError(f"{path}: is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB")
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: is not a SentencePiece model: {error}") from error
+        self._added = _added_tokens(folder, config, self._processor)
+        by_length = sorted(self._added.values(), key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, by_length)) + ")") if by_length else None
+        self._ids = {text: i for i, text in self._added.items()}
+        self._adds_bos = bool(config.get("add_bos_token", True)) and self._processor.bos_id() >= 0
+        self._adds_eos = bool(config.get("add_eos_token", False)) and self._processor.eos_id() >= 0
+        self.byte_table = byte_table.from_sentencepiece(self._processor, self._added)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = []
+        for part in self._split.split(text) if self._split else [text]:
+            if part in self._ids:
+                ids.append(self._ids[part])
+            elif part:
+                ids.extend(self._processor.encode(part))
+        if add_special_tokens:
+            ids = [self._processor.bos_id()] * self._adds_bos + ids + [self._processor.eos_id()] * self._adds_eos
+        return ids
+
+    def token_id(self, token: str) -> int | None:
+        if token in self._ids:
+            return self._ids[token]
+        found = self._processor.piece_to_id(token)
+        return None if found == self._processor.unk_id() else int(found)
+
+
+def _added_tokens(folder: Path, config: dict[str, Any], processor: Any) -> dict[int, str]:
+    """Tokens beside the model: control pieces, added_tokens.json, added_tokens_decoder of tokenizer_config.json."""
+    added = {i: processor.id_to_piece(i) for i in range(processor.get_piece_size()) if processor.is_control(i)}
+    for text, i in read_json(folder / "added_tokens.json").items():
+        added[_added_id(folder / "added_tokens.json", i)] = text
+    decoder = config.get("added_tokens_decoder", {})
+    for i, entry in decoder.items() if isinstance(decoder, dict) else ():
+        text = _token_text(entry)
+        if text:
+            added[_added_id(folder / "tokenizer_config.json", i)] = text
+    return {i: text for i, text in added.items() if text}
+
+
+def _added_id(path: Path, value: Any) -> int:
+    try:
+        i = int(value)
+    except (TypeError, ValueError):
+        i = -1
+    if not 0 <= i < 2**24:
+        raise CheckpointError(f"{path}: {value!r} is not a token id")
+    return i
+
+
+def _token_text(value: Any) -> str | None:
+    """A token is written as a string or as an object with its text in "content"."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
