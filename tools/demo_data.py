@@ -1,7 +1,7 @@
 """Text for the demo model: Python's documentation sources and standard library (PSF licence), cleaned and split.
 
-Prose comes from `Doc/**/*.rst`, a quarter as much from docstrings of the standard library, and a small part is turned into
-conversations (module synopses, glossary entries), so that the chat template gives something sensible.
+Prose comes from `Doc/**/*.rst`, a third as much from docstrings of the standard library, and a small part is turned
+into conversations (module synopses, glossary entries), so that the chat template gives something sensible.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from pathlib import Path
 
 END = "<|endoftext|>"
 _ROLE = re.compile(r":(?:[\w:+-]+):`(?:[^`<]*<)?[!~]?([^`>]+)>?`")
-_DIRECTIVE = re.compile(r"^\s*\.\. (?!code-block|note|warning|seealso|versionadded|versionchanged|deprecated|function|"
-                        r"class|method|data|module|attribute|exception|glossary).*$", re.MULTILINE)
+_DIRECTIVE = re.compile(
+    r"^\s*\.\. (?!code-block|note|warning|seealso|versionadded|versionchanged|deprecated|function|"
+    r"class|method|data|module|attribute|exception|glossary).*$",
+    re.MULTILINE,
+)
 _OPTION = re.compile(r"^\s+:\w[\w -]*:.*$", re.MULTILINE)
 _SYNOPSIS = re.compile(r"^\.\. module:: (\S+)\s*\n(?:\s+:\w+:.*\n)*?\s+:synopsis: (.+)$", re.MULTILINE)
 
@@ -26,7 +29,9 @@ def clean_rst(text: str) -> str:
     text = _DIRECTIVE.sub("", text)
     text = _OPTION.sub("", text)
     text = _ROLE.sub(r"\1", text)
-    text = re.sub(r"^\s*\.\. (function|class|method|data|module|attribute|exception):: ", r"\1 ", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^\s*\.\. (function|class|method|data|module|attribute|exception):: ", r"\1 ", text, flags=re.MULTILINE
+    )
     text = re.sub(r"^\s*\.\. (versionadded|versionchanged|deprecated):: (\S+)", r"\1 in version \2:", text, flags=re.M)
     text = re.sub(r"^\s*\.\. (note|warning|seealso)::", lambda m: m[1].capitalize() + ":", text, flags=re.MULTILINE)
     text = re.sub(r"^[=\-~^*#\"]{3,}\s*$", "", text, flags=re.MULTILINE)
@@ -35,7 +40,9 @@ def clean_rst(text: str) -> str:
 
 
 def is_held_out(name: str) -> bool:
-    """About 2 % of the files, chosen by a hash of their name so that the split never changes."""
+    """About 2 % of the files, by a hash of their name; .rst (checkouts) and .rst.txt (packages) are split alike."""
+    if name.endswith(".rst"):
+        name += ".txt"
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 50 == 0
 
 

@@ -2,8 +2,9 @@
 
     python tools/train_demo_model.py --docs PATH_TO_CPYTHON/Doc --out python/fastllm/demo --minutes 60
 
-Needs torch, transformers and tokenizers. Writes `main/` and `draft/` as Hugging Face checkpoints in bfloat16, and prints
-the held-out bits per byte of both as saved. A checkpoint is written every few minutes; `--resume` goes on from weights.
+Needs torch, transformers and tokenizers. Writes `main/` and `draft/` as Hugging Face checkpoints in bfloat16, and
+prints the held-out bits per byte of both as saved. A checkpoint is written every few minutes; `--resume` goes on from
+its weights with a new schedule. On cores that others use too, `--threads 1` is faster than waiting for a busy core.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -42,8 +43,6 @@ SHAPES = {
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     """Byte-level BPE: every text can be written, and decoding gives it back exactly."""
     tokenizer = Tokenizer(models.BPE())
-    from tokenizers import Regex
-
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
@@ -145,7 +144,9 @@ def train(name: str, ids: Tensor, tokenizer: Tokenizer, args: argparse.Namespace
         loss_mean += 0.05 * (loss.item() - loss_mean)
         if step % 20 == 0:
             rate = tokens / (time.monotonic() - start)
-            print(f"{name}: {elapsed / 60:6.1f} min  step {step}  loss {loss_mean:.3f}  {rate:.0f} tokens/s", flush=True)
+            print(
+                f"{name}: {elapsed / 60:6.1f} min  step {step}  loss {loss_mean:.3f}  {rate:.0f} tokens/s", flush=True
+            )
         if time.monotonic() - saved > 180:
             save(model, tokenizer, folder)
             saved = time.monotonic()
@@ -181,22 +182,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="sequences per step")
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak of the schedule")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order of texts and batches")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice); one a core in use")
+    parser.add_argument("--only", choices=sorted(SHAPES), help="train one of the pair; keeps the tokenizer in --out")
     parser.add_argument("--resume", action="store_true", help="start from the weights in --out (same tokenizer)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
     texts, held_out = demo_data.build(args.docs, args.stdlib, args.seed)
     known = args.out / "main" / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(known)) if args.resume and known.exists() else train_tokenizer(texts)
+    keep = (args.resume or args.only) and known.exists()
+    tokenizer = Tokenizer.from_file(str(known)) if keep else train_tokenizer(texts)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(args.seed)).tolist()
     encoded = tokenizer.encode_batch([texts[i] + demo_data.END for i in order])
     ids = torch.tensor([i for e in encoded for i in e.ids])
-    print(f"{sum(map(len, texts)) / 1e6:.1f} M characters, {len(ids) / 1e6:.2f} M tokens; "
-          f"{sum(map(len, held_out)) / 1e3:.0f} k characters held out")
-    train("draft", ids, tokenizer, args, args.draft_minutes)
-    train("main", ids, tokenizer, args, args.minutes)
-    for name in SHAPES:
+    print(
+        f"{sum(map(len, texts)) / 1e6:.1f} M characters, {len(ids) / 1e6:.2f} M tokens; "
+        f"{sum(map(len, held_out)) / 1e3:.0f} k characters held out"
+    )
+    names = [args.only] if args.only else list(SHAPES)
+    for name in names:
+        train(name, ids, tokenizer, args, args.minutes if name == "main" else args.draft_minutes)
+    for name in names:
         score = bits_per_byte(args.out / name, tokenizer, held_out, args.length)
         print(f"{name}: {score:.3f} bits per byte held out")
 

@@ -55,12 +55,12 @@ void bind_struct(nb::module_& m, const char* name) {
     new (self) Spec(std::move(spec));
   });
   cls.def("__getattr__", [name](Spec& self, const std::string& field) {
-    FieldGetter getter{field, {}};
-    visit(getter, self);
-    if (!getter.found.is_valid()) {
+    FieldGetter finder{field, {}};
+    visit(finder, self);
+    if (!finder.found.is_valid()) {
       throw nb::attribute_error((std::string(name) + " has no field " + field).c_str());
     }
-    return getter.found;
+    return finder.found;
   });
   cls.def("__repr__", [name](const Spec&) { return std::string("<") + name + ">"; });
 }

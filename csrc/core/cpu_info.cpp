@@ -42,8 +42,8 @@ CpuIsa detect() {
   const Registers basic = cpuid(1, 0);
   if (!has_bits(basic.ecx, kFma | kOsxsave | kAvx | kF16c)) return CpuIsa::kScalar;
   const uint32_t saved = read_xcr0();
-  constexpr uint32_t kSseAvxState = 0x06;     // xmm, upper halves of ymm
-  constexpr uint32_t kAvx512State = 0xe0;     // mask registers, upper halves of zmm0-15, zmm16-31
+  constexpr uint32_t kSseAvxState = 0x06;  // xmm, upper halves of ymm
+  constexpr uint32_t kAvx512State = 0xe0;  // mask registers, upper halves of zmm0-15, zmm16-31
   const Registers extended = cpuid(7, 0);
   constexpr uint32_t kAvx2Bit = bit(5);  // leaf 7.0, ebx
   if (!has_bits(saved, kSseAvxState) || !has_bits(extended.ebx, kAvx2Bit)) return CpuIsa::kScalar;
@@ -75,11 +75,16 @@ std::string names_up_to(CpuIsa last) {
 
 const char* name_of(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kScalar: return "scalar";
-    case CpuIsa::kAvx2: return "avx2";
-    case CpuIsa::kAvx512: return "avx512";
-    case CpuIsa::kVnni: return "vnni";
-    case CpuIsa::kBf16: return "bf16";
+    case CpuIsa::kScalar:
+      return "scalar";
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
+    case CpuIsa::kVnni:
+      return "vnni";
+    case CpuIsa::kBf16:
+      return "bf16";
   }
   return "?";
 }

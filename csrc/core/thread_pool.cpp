@@ -1,6 +1,6 @@
-// A job is a set of ranges and a gate. The caller fills the ranges, opens the gate, works, closes the gate and waits for
-// the workers that are inside. A worker that wakes late finds the gate closed and goes back to sleep, so a sleeping or
-// descheduled helper never delays a small job.
+// A job is a set of ranges and a gate. The caller fills the ranges, opens the gate, works, closes the gate and waits
+// for the workers that are inside. A worker that wakes late finds the gate closed and goes back to sleep, so a sleeping
+// or descheduled helper never delays a small job.
 //
 // gate_ = generation (32 bits) | open (1 bit) | workers inside (31 bits). All plain fields of the job are written
 // before the gate opens (release) and read after a worker has entered (acquire); its leaving releases what it computed
@@ -116,8 +116,7 @@ struct ThreadPool::Impl {
 
   void wait_for_job(uint64_t seen) {
     const auto has_news = [&] {
-      return generation_of(gate.load(std::memory_order_seq_cst)) != seen ||
-             is_stopping.load(std::memory_order_seq_cst);
+      return generation_of(gate.load(std::memory_order_seq_cst)) != seen || is_stopping.load(std::memory_order_seq_cst);
     };
     if (spin_until(kHotMicroseconds, has_news)) return;
     std::unique_lock lock(mutex);
@@ -129,7 +128,9 @@ struct ThreadPool::Impl {
 
   void wake_sleepers() {
     if (num_sleeping.load(std::memory_order_seq_cst) == 0) return;
-    { const std::lock_guard lock(mutex); }  // a worker between its check and its wait holds the mutex
+    {
+      const std::lock_guard lock(mutex);
+    }  // a worker between its check and its wait holds the mutex
     wake.notify_all();
   }
 
@@ -163,7 +164,8 @@ ThreadPool::ThreadPool(int num_threads) {
   impl_ = std::make_unique<Impl>(num_threads);
   impl_->threads.reserve(static_cast<std::size_t>(num_threads));
   try {
-    for (int i = 1; i < num_threads; ++i) impl_->threads.emplace_back([impl = impl_.get(), i] { impl->worker_loop(i); });
+    for (int i = 1; i < num_threads; ++i)
+      impl_->threads.emplace_back([impl = impl_.get(), i] { impl->worker_loop(i); });
   } catch (const std::system_error& e) {
     const std::size_t num_started = impl_->threads.size();
     impl_->stop();

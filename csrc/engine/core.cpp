@@ -40,17 +40,19 @@ EngineCore::EngineCore(const EngineConfig& config, std::unique_ptr<Executor> exe
 
 void EngineCore::add(std::unique_ptr<Request> request) {
   Request& r = *request;
-  finished_.reserve(requests_.size() + 1);
-  requests_.emplace(r.id, std::move(request));
+  try {
+    finished_.reserve(requests_.size() + 1);
+    scheduler_.reserve_one();
+    requests_.try_emplace(r.id).first->second = std::move(request);
+  } catch (...) {
+    const Cause cause = current_exception_cause();
+    for (const std::unique_ptr<Sequence>& s : r.sequences) send_last(*s, error_delta(*s, cause));
+    flush();
+    return;
+  }
   ++stats_.num_requests;
   ++num_unscheduled_;
-  try {
-    scheduler_.add(*r.sequences.front());
-  } catch (...) {
-    fail_sequence(*r.sequences.front(), current_exception_cause());
-    erase_finished_requests();
-    flush();
-  }
+  scheduler_.add(*r.sequences.front());
 }
 
 void EngineCore::abort(int64_t request_id) {
@@ -201,17 +203,20 @@ void EngineCore::decide_end(Sequence& s, int32_t token, RequestDelta& delta) {
     delta.finish_reason = FinishReason::kStop;
     if (is_stop_id) delta.stop_reason = token;
   }
-  if (s.text && (!is_end || request.params.include_stop_str_in_output)) {
-    auto piece = s.text->push(token);
+  const auto add_text = [&](const OutputText::Piece& piece) {
     delta.text += piece.text;
-    if (piece.stopped) {
-      delta.finish_reason = FinishReason::kStop;
-      delta.stop_reason = request.params.stop[static_cast<std::size_t>(piece.stop_index)];
-      return;  // what follows the stop string is never shown
-    }
+    if (!piece.stopped) return;
+    delta.finish_reason = FinishReason::kStop;
+    delta.stop_reason = request.params.stop[static_cast<std::size_t>(piece.stop_index)];
+  };
+  if (s.awaits_stop_strings && num_generated(s) > request.rules.min_tokens) start_stop_strings(s, config_);
+  if (s.text && (!is_end || request.params.include_stop_str_in_output)) {
+    const OutputText::Piece piece = s.text->push(token);
+    add_text(piece);
+    if (piece.stopped) return;  // what follows the stop string is never shown
   }
   if (!is_end && num_generated(s) >= request.max_tokens) delta.finish_reason = FinishReason::kLength;
-  if (s.text && delta.finish_reason != FinishReason::kNone) delta.text += s.text->finish().text;
+  if (s.text && delta.finish_reason != FinishReason::kNone) add_text(s.text->finish());
 }
 
 TokenLogprobs EngineCore::logprobs_of(int64_t row) const {
@@ -223,21 +228,26 @@ TokenLogprobs EngineCore::logprobs_of(int64_t row) const {
   return entry;
 }
 
+RequestDelta EngineCore::error_delta(const Sequence& s, const Cause& cause) {
+  RequestDelta delta = delta_of(s);
+  delta.finish_reason = FinishReason::kError;
+  delta.error_kind = cause.kind;
+  delta.error_message = cause.message;
+  delta.metrics = s.metrics;
+  return delta;
+}
+
 void EngineCore::finish(Sequence& s, RequestDelta&& delta) {
   scheduler_.remove(s);
   s.text.reset();
   delta.metrics = s.metrics;
-  finished_.push_back(s.request->id);
+  if (--s.request->num_unfinished == 0) finished_.push_back(s.request->id);
   send_last(s, std::move(delta));
 }
 
 void EngineCore::fail_sequence(Sequence& s, const Cause& cause) {
   if (s.state == SequenceState::kFinished) return;
-  RequestDelta delta = delta_of(s);
-  delta.finish_reason = FinishReason::kError;
-  delta.error_kind = cause.kind;
-  delta.error_message = cause.message;
-  finish(s, std::move(delta));
+  finish(s, error_delta(s, cause));
   // Those that waited for this one to read the prompt would wait for ever.
   if (s.index > 0) return;
   for (const std::unique_ptr<Sequence>& child : s.request->sequences) {
@@ -271,13 +281,7 @@ void EngineCore::send_last(Sequence& s, RequestDelta&& delta) noexcept {
     return;
   } catch (...) {
     try {
-      const Cause cause = current_exception_cause();
-      RequestDelta error = delta_of(s);
-      error.finish_reason = FinishReason::kError;
-      error.error_kind = cause.kind;
-      error.error_message = cause.message;
-      error.metrics = s.metrics;
-      send(*s.request, std::move(error));
+      send(*s.request, error_delta(s, current_exception_cause()));
       return;
     } catch (...) {
       // Not even the error could be stored; below, the channel itself says so.
@@ -293,11 +297,7 @@ void EngineCore::erase_finished_requests() {
   for (const int64_t id : finished_) {
     const auto found = requests_.find(id);
     if (found == requests_.end()) continue;
-    const Request& request = *found->second;
-    const bool is_finished = std::ranges::all_of(
-        request.sequences, [](const auto& s) { return s->state == SequenceState::kFinished; });
-    if (!is_finished) continue;
-    if (!request.was_scheduled) --num_unscheduled_;
+    if (!found->second->was_scheduled) --num_unscheduled_;
     ++stats_.num_requests_finished;
     requests_.erase(found);
   }
@@ -353,6 +353,7 @@ void EngineCore::check_integrity() const {
                     "a sequence of request ", id, " waits for one that has finished");
     }
     FASTLLM_CHECK(num_unfinished > 0, "request ", id, " has finished and is still here");
+    FASTLLM_CHECK(std::cmp_equal(num_unfinished, request->num_unfinished), "request ", id, " miscounts its sequences");
     num_unscheduled += request->was_scheduled ? 0 : 1;
   }
   FASTLLM_CHECK(num_alive == scheduler_.running().size() + scheduler_.waiting().size(), num_alive,

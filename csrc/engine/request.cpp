@@ -77,6 +77,7 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
   request->rules = SamplingRules(params, config, static_cast<uint64_t>(id));
   request->arrival_s = monotonic_s();
   request->channel = channel;
+  request->num_unfinished = params.n;
   for (int32_t i = 0; i < params.n; ++i) {
     auto sequence = std::make_unique<Sequence>();
     sequence->request = request.get();
@@ -98,10 +99,20 @@ void start(Sequence& sequence, const EngineConfig& config) {
   sequence.pages.reserve(static_cast<std::size_t>((longest + config.page_size - 1) / config.page_size));
   sequence.tokens = request.prompt;
   sequence.sampling.start(request.rules, request.prompt);
-  if (params.detokenize && config.byte_table != nullptr) {
-    sequence.text.emplace(config.byte_table, params.stop, params.include_stop_str_in_output,
-                          params.skip_special_tokens);
-  }
+  if (!params.detokenize || config.byte_table == nullptr) return;
+  sequence.awaits_stop_strings = params.min_tokens > 0 && !params.stop.empty();
+  const std::vector<std::string> none;
+  sequence.text.emplace(config.byte_table, sequence.awaits_stop_strings ? none : params.stop,
+                        params.include_stop_str_in_output, params.skip_special_tokens);
+}
+
+void start_stop_strings(Sequence& sequence, const EngineConfig& config) {
+  // Without stop strings only the bytes of an incomplete character are held back; a new text would lose them.
+  OutputText probe = *sequence.text;
+  if (!probe.finish().text.empty()) return;
+  const SamplingParams& params = sequence.request->params;
+  sequence.awaits_stop_strings = false;
+  sequence.text.emplace(config.byte_table, params.stop, params.include_stop_str_in_output, params.skip_special_tokens);
 }
 
 }  // namespace fastllm

@@ -41,6 +41,7 @@ struct Sequence {
   int64_t num_prompt_logprobs = 0;  // delivered; those of recomputed positions are not delivered again
   SamplingState sampling;
   std::optional<OutputText> text;
+  bool awaits_stop_strings = false;  // `text` does not look for them before min_tokens
   RequestMetrics metrics;
 
   [[nodiscard]] int64_t size() const { return static_cast<int64_t>(tokens.size()); }
@@ -57,6 +58,7 @@ struct Request {
   int64_t max_tokens = 0;  // resolved: prompt + max_tokens fits
   double arrival_s = 0.0;
   bool was_scheduled = false;
+  int64_t num_unfinished = 0;  // sequences
   std::weak_ptr<Channel> channel;
   std::vector<std::unique_ptr<Sequence>> sequences;  // n
 
@@ -86,5 +88,7 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
                                       const std::shared_ptr<Channel>& channel, int64_t id);
 // Gives a sequence the tokens of the prompt and what depends on them.
 void start(Sequence& sequence, const EngineConfig& config);
+// From the next token on, stop strings end the text; later, if a character is incomplete just now.
+void start_stop_strings(Sequence& sequence, const EngineConfig& config);
 
 }  // namespace fastllm

@@ -26,20 +26,20 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache) : config_(confi
   plan_.copies.reserve(num_seqs);
 }
 
-void Scheduler::make_space_for_one_more() {
+void Scheduler::reserve_one() {
   // Any running sequence may come back to the waiting list, and that must not fail.
   const std::size_t needed = waiting_.size() + running_.size() + 1;
   if (waiting_.capacity() < needed) waiting_.reserve(std::max(needed, 2 * waiting_.capacity()));
 }
 
 void Scheduler::add(Sequence& sequence) {
-  make_space_for_one_more();
+  reserve_one();
   sequence.state = SequenceState::kWaiting;
   insert_sorted(waiting_, &sequence);
 }
 
 void Scheduler::fork(const Sequence& parent, Sequence& child) {
-  make_space_for_one_more();
+  reserve_one();
   if (std::cmp_greater_equal(running_.size(), config_.max_num_seqs)) {
     child.state = SequenceState::kWaiting;
     insert_sorted(waiting_, &child);
@@ -50,7 +50,7 @@ void Scheduler::fork(const Sequence& parent, Sequence& child) {
   child.pages.assign(parent.pages.begin(), parent.pages.begin() + static_cast<std::ptrdiff_t>(shared));
   for (const int32_t page : child.pages) cache_.retain(page);
   child.num_computed = prompt_len - 1;
-  child.num_published = std::min(parent.num_published, prompt_len / config_.page_size);
+  child.num_published = std::min(parent.num_published, child.num_computed / config_.page_size);
   child.state = SequenceState::kRunning;
   insert_sorted(running_, &child);
 }

@@ -41,6 +41,8 @@ class Scheduler {
  public:
   Scheduler(const EngineConfig& config, KvCache& cache);
 
+  // Makes sure that the next add() cannot fail.
+  void reserve_one();
   // A new sequence with tokens and no pages.
   void add(Sequence& sequence);
   // Starts `child` with the K/V that `parent` has of their common prompt, but for the last token: that one is computed
@@ -67,7 +69,6 @@ class Scheduler {
   void check_integrity() const;
 
  private:
-  void make_space_for_one_more();
   bool make_room_for_next_token(Sequence& sequence);
   bool try_admit(Sequence& sequence);
   void preempt_last();

@@ -33,7 +33,9 @@ class Expect {
   }
   void positive(const char* name, int64_t x) const { that(x > 0, name, " is ", x, ", expected at least 1"); }
   void not_negative(const char* name, int64_t x) const { that(x >= 0, name, " is ", x, ", expected at least 0"); }
-  void finite(const char* name, float x) const { that(std::isfinite(x), name, " is ", x, ", expected a finite number"); }
+  void finite(const char* name, float x) const {
+    that(std::isfinite(x), name, " is ", x, ", expected a finite number");
+  }
 
   template <class Index>
   void indices(const char* name, const Index* x, int64_t count, int64_t limit) const {

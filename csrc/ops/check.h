@@ -12,7 +12,7 @@ void check(const EmbedArgs& args);
 void check(const RmsNormArgs& args, int64_t num_row_ids = 0);  // num_row_ids: length of row_ids
 void check(const LinearArgs& args);
 void check(const RopeTableArgs& args);
-void check(const RopeAndStoreArgs& args, int64_t page_size);    // page_size: Backend::page_size()
+void check(const RopeAndStoreArgs& args, int64_t page_size);  // page_size: Backend::page_size()
 void check(const PagedAttentionArgs& args, int64_t page_size);
 void check(const GatedActivationArgs& args);
 void check(const MoeRouteArgs& args);

@@ -36,7 +36,8 @@ bool has_nan_or_positive_infinity(std::span<const float> x) {
   uint32_t is_bad = 0;
   for (const float value : x) {
     const auto bits = std::bit_cast<uint32_t>(value);
-    is_bad |= static_cast<uint32_t>((bits & 0x7fffffffu) > kInfinityBits) | static_cast<uint32_t>(bits == kInfinityBits);
+    is_bad |=
+        static_cast<uint32_t>((bits & 0x7fffffffu) > kInfinityBits) | static_cast<uint32_t>(bits == kInfinityBits);
   }
   return is_bad != 0;
 }

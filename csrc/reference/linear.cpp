@@ -1,4 +1,5 @@
-// Norms, linear layers, activations, experts, and the small elementwise operations. Sums run in double, ascending index.
+// Norms, linear layers, activations, experts, and the small elementwise operations. Sums run in double, ascending
+// index.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -13,9 +14,12 @@ namespace {
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 double dot(const PackedWeight& w, int64_t expert, int64_t n, const float* x) {
-  double sum = 0.0;
-  for (int64_t k = 0; k < w.desc.k; ++k) sum += static_cast<double>(x[k]) * weight_at(w, expert, n, k);
-  return sum;
+  return with_float_dtype(dtype_of(w.desc.format), [&]<class T>(T) {
+    const T* row = reinterpret_cast<const T*>(w.data) + (expert * w.desc.n + n) * w.desc.k;
+    double sum = 0.0;
+    for (int64_t k = 0; k < w.desc.k; ++k) sum += static_cast<double>(x[k]) * to_float(row[k]);
+    return sum;
+  });
 }
 
 }  // namespace
@@ -24,7 +28,8 @@ float gated(const ActivationSpec& spec, float gate, float up) {
   const double g = gate;
   const double u = up;
   switch (spec.kind) {
-    case Activation::kSilu: return static_cast<float>(g * sigmoid(g) * u);
+    case Activation::kSilu:
+      return static_cast<float>(g * sigmoid(g) * u);
     case Activation::kGeluTanh: {
       constexpr double kSqrt2OverPi = 0.79788456080286535588;
       return static_cast<float>(0.5 * g * (1.0 + std::tanh(kSqrt2OverPi * (g + 0.044715 * g * g * g))) * u);
@@ -58,7 +63,8 @@ void ReferenceBackend::rms_norm(const RmsNormArgs& args) {
       for (int64_t e = 0; e < args.group; ++e) squares += static_cast<double>(group[e]) * group[e];
       const double scale = 1.0 / std::sqrt(squares / static_cast<double>(args.group) + args.eps);
       for (int64_t e = 0; e < args.group; ++e) {
-        y[begin + e] = static_cast<float>(group[e] * scale * (static_cast<double>(args.weight[e]) + args.weight_offset));
+        y[begin + e] =
+            static_cast<float>(group[e] * scale * (static_cast<double>(args.weight[e]) + args.weight_offset));
       }
     }
   }
@@ -122,7 +128,8 @@ void ReferenceBackend::moe_ffn(const MoeFfnArgs& args) {
     const float* x = args.x.row<float>(t);
     const int32_t* experts = args.experts + t * args.top_k;
     std::iota(ascending.begin(), ascending.end(), std::size_t{0});
-    std::sort(ascending.begin(), ascending.end(), [&](std::size_t a, std::size_t b) { return experts[a] < experts[b]; });
+    std::sort(ascending.begin(), ascending.end(),
+              [&](std::size_t a, std::size_t b) { return experts[a] < experts[b]; });
     std::fill(sum.begin(), sum.end(), 0.0);
     for (const std::size_t i : ascending) {
       const int64_t expert = experts[i];
@@ -131,7 +138,8 @@ void ReferenceBackend::moe_ffn(const MoeFfnArgs& args) {
       };
       for (int64_t f = 0; f < ffn_dim; ++f) {
         const double gate = dot(*args.gate_up, expert, f, x) + bias(args.gate_up_bias, 2 * ffn_dim, f);
-        const double up = dot(*args.gate_up, expert, ffn_dim + f, x) + bias(args.gate_up_bias, 2 * ffn_dim, ffn_dim + f);
+        const double up =
+            dot(*args.gate_up, expert, ffn_dim + f, x) + bias(args.gate_up_bias, 2 * ffn_dim, ffn_dim + f);
         activated[static_cast<std::size_t>(f)] =
             gated(args.activation, static_cast<float>(gate), static_cast<float>(up));
       }
@@ -141,7 +149,8 @@ void ReferenceBackend::moe_ffn(const MoeFfnArgs& args) {
             weight * (dot(*args.down, expert, e, activated.data()) + bias(args.down_bias, args.y.cols, e));
       }
     }
-    for (int64_t e = 0; e < args.y.cols; ++e) args.y.row<float>(t)[e] = static_cast<float>(sum[static_cast<std::size_t>(e)]);
+    for (int64_t e = 0; e < args.y.cols; ++e)
+      args.y.row<float>(t)[e] = static_cast<float>(sum[static_cast<std::size_t>(e)]);
   }
 }
 
@@ -165,8 +174,14 @@ void ReferenceBackend::softcap(const SoftcapArgs& args) {
 }
 
 void ReferenceBackend::sample(const SampleArgs& args) {
+  Arena plan;
+  SampleScratch::take(plan, args.vocab_size);
+  const Buffer memory(plan.used(), "sampling scratch");
+  Arena arena({memory.data(), static_cast<std::size_t>(memory.size())});
+  const SampleScratch scratch = SampleScratch::take(arena, args.vocab_size);
   for (int64_t r = 0; r < args.num_rows; ++r) {
-    args.results[r] = sample_row(args.logits + r * args.stride, args.vocab_size, args.rows[r]);
+    const std::span<float> logits(args.logits + r * args.stride, static_cast<std::size_t>(args.vocab_size));
+    args.results[r] = sample_row(logits, args.rows[r], scratch);
   }
 }
 

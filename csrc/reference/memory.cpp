@@ -9,8 +9,6 @@ namespace fastllm {
 std::unique_ptr<Backend> make_reference_backend() { return std::make_unique<reference::ReferenceBackend>(); }
 
 namespace reference {
-namespace {
-
 DType dtype_of(WeightFormat format) {
   switch (format) {
     case WeightFormat::kF32: return DType::kF32;
@@ -19,8 +17,6 @@ DType dtype_of(WeightFormat format) {
   }
   fail(ErrorKind::kInternal, "unknown weight format");
 }
-
-}  // namespace
 
 int64_t ReferenceBackend::packed_bytes(const WeightDesc& desc) const {
   const int64_t elements = checked_mul(checked_mul(desc.n, desc.k, "weight"), desc.num_experts, "weight");

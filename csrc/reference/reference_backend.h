@@ -42,6 +42,7 @@ class ReferenceBackend final : public Backend {
   void copy_pages(const CopyPagesArgs& args) override;
 };
 
+DType dtype_of(WeightFormat format);
 // Element (n, k) of one expert, widened to float.
 float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k);
 float gated(const ActivationSpec& spec, float gate, float up);

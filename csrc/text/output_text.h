@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "text/byte_table.h"
+#include "text/detokenizer.h"
 #include "text/stop_matcher.h"
-#include "text/utf8_stream.h"
 
 namespace fastllm {
 
@@ -20,18 +20,20 @@ class OutputText {
     int stop_index = -1;  // which stop string
   };
 
+  // include_stop: the stop string stays in the text. For the other two see Detokenizer.
   OutputText(std::shared_ptr<const ByteTable> table, std::vector<std::string> stop, bool include_stop,
-             bool skip_special);
+             bool skip_special, bool strip_first_space = false);
 
+  // After a piece with `stopped` the text is over: later pieces are empty and stopped too.
   Piece push(int32_t token);
   // The sequence ended without a stop string: what was held back comes out.
   Piece finish();
 
  private:
-  std::shared_ptr<const ByteTable> table_;
-  Utf8Stream characters_;
+  Piece feed(std::string_view characters);
+
+  Detokenizer detokenizer_;
   StopMatcher matcher_;
-  bool skips_special_;
 };
 
 }  // namespace fastllm

@@ -31,11 +31,11 @@ def machine_info(*, num_threads: int | None = None, measure: bool = True) -> dic
 def checkpoint_info(model: str | None) -> dict[str, Any]:
     """Architecture, parameters and size of a checkpoint, from its headers."""
     from fastllm.checkpoint.index import open_checkpoint
-    from fastllm.models import build_spec
+    from fastllm import models
 
     folder = resolve(model or DEMO_MODEL)
     config = Config.load(folder)
-    spec = build_spec(config, None)
+    spec = models.family_of(config).spec(config, None)
     tensors = open_checkpoint(folder)
     parameters = sum(t.num_elements for t in tensors.values())
     return {

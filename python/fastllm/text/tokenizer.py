@@ -39,8 +39,8 @@ class Tokenizer:
     def __init__(self, backend: _Backend, config: dict[str, Any]) -> None:
         self._backend = backend
         self.byte_table = backend.byte_table
-        self.bos_token = _token_text(config.get("bos_token"))
-        self.eos_token = _token_text(config.get("eos_token"))
+        self.bos_token = token_text(config.get("bos_token"))
+        self.eos_token = token_text(config.get("eos_token"))
         self.eos_token_id = backend.token_id(self.eos_token) if self.eos_token else None
 
     @staticmethod
@@ -145,7 +145,7 @@ def _added_tokens(folder: Path, config: dict[str, Any], processor: Any) -> dict[
         added[_added_id(folder / "added_tokens.json", i)] = text
     decoder = config.get("added_tokens_decoder", {})
     for i, entry in decoder.items() if isinstance(decoder, dict) else ():
-        text = _token_text(entry)
+        text = token_text(entry)
         if text:
             added[_added_id(folder / "tokenizer_config.json", i)] = text
     return {i: text for i, text in added.items() if text}
@@ -161,7 +161,7 @@ def _added_id(path: Path, value: Any) -> int:
     return i
 
 
-def _token_text(value: Any) -> str | None:
+def token_text(value: Any) -> str | None:
     """A token is written as a string or as an object with its text in "content"."""
     if isinstance(value, dict):
         value = value.get("content")

@@ -1,0 +1,490 @@
+// fastllm._core.OpsBackend and friends: every operation of ops/ops.h, written into arrays of the caller. The Python
+// signatures with shapes and defaults are in fastllm/ops.py.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+
+#include "bindings/backends.h"
+#include "bindings/bindings.h"
+#include "bindings/ops_arrays.h"
+#include "core/buffer.h"
+#include "core/checked.h"
+#include "core/cpu_info.h"
+#include "ops/check.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace fastllm {
+namespace {
+
+// One backend for many calls. Calls from several threads take turns; its scratch grows to the largest call seen.
+class OpsBackend {
+ public:
+  OpsBackend(const std::string& device, int num_threads) : backend_(make_backend(device, num_threads)) {}
+
+  [[nodiscard]] Backend& get() { return *backend_; }
+
+  // Runs f(backend) without the GIL, with scratch for `need`.
+  template <class F>
+  void run(const OpLimits& need, F&& f) {
+    nb::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
+    grow(need);
+    f(*backend_);
+  }
+
+ private:
+  void grow(const OpLimits& need) {
+    bool has_grown = false;
+    const auto raise = [&](int64_t& have, int64_t want) {
+      has_grown |= want > have;
+      have = std::max(have, want);
+    };
+    raise(limits_.max_tokens, need.max_tokens);
+    raise(limits_.max_seqs, need.max_seqs);
+    raise(limits_.max_logit_rows, need.max_logit_rows);
+    raise(limits_.max_features, need.max_features);
+    raise(limits_.num_heads, need.num_heads);
+    raise(limits_.num_kv_heads, need.num_kv_heads);
+    raise(limits_.head_dim, need.head_dim);
+    raise(limits_.vocab_size, need.vocab_size);
+    raise(limits_.num_experts, need.num_experts);
+    raise(limits_.experts_per_token, need.experts_per_token);
+    raise(limits_.moe_features, need.moe_features);
+    if (has_grown) backend_->reserve(limits_);
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::mutex mutex_;
+  OpLimits limits_;
+};
+
+using Owner = std::shared_ptr<OpsBackend>;
+
+struct OpsWeight {
+  Owner owner;
+  Buffer memory;
+  PackedWeight weight;
+
+  OpsWeight(Owner backend, const InArray& a, const std::optional<std::string>& dtype) : owner(std::move(backend)) {
+    if (a.ndim() != 2 && a.ndim() != 3) {
+      fail(ErrorKind::kInvalidRequest, "PackedWeight: the array has ", a.ndim(),
+           " dimensions, expected [N, K] or [X, N, K]");
+    }
+    const DType source = dtype_of(a, "PackedWeight: the array");
+    if (size_of(source) > 4 || source == DType::kI32 || source == DType::kU8) {
+      fail(ErrorKind::kInvalidRequest, "PackedWeight: the array is ", name_of(source), ", expected a float type");
+    }
+    const std::size_t first = a.ndim() - 2;
+    WeightDesc& desc = weight.desc;
+    desc.n = static_cast<int64_t>(a.shape(first));
+    desc.k = static_cast<int64_t>(a.shape(first + 1));
+    desc.num_experts = first == 1 ? static_cast<int64_t>(a.shape(0)) : 1;
+    desc.format = format_of(dtype.has_value() ? parse_float_dtype(*dtype) : source);
+    check(desc);
+    nb::gil_scoped_release release;
+    memory = Buffer(owner->get().packed_bytes(desc), "PackedWeight");
+    weight.data = memory.data();
+    for (int64_t x = 0; x < desc.num_experts; ++x) {
+      const int64_t offset = first == 1 ? x * a.stride(0) * size_of(source) : 0;
+      owner->get().pack(weight, {static_cast<const std::byte*>(a.data()) + offset, source, a.stride(first),
+                                 a.stride(first + 1), 0, desc.n, x});
+    }
+  }
+};
+
+struct OpsKvCache {
+  Owner owner;
+  Buffer memory;
+  KvLayer layer;
+
+  OpsKvCache(Owner backend, int64_t num_pages, int64_t num_kv_heads, int64_t head_dim, const std::string& dtype)
+      : owner(std::move(backend)) {
+    layer.spec = {num_kv_heads, head_dim, parse_float_dtype(dtype)};
+    check(layer.spec);
+    if (num_pages < 0) fail(ErrorKind::kInvalidRequest, "KvCache: num_pages is ", num_pages, ", expected at least 0");
+    layer.page_bytes = owner->get().kv_page_bytes(layer.spec);
+    layer.num_pages = num_pages;
+    memory = Buffer(checked_mul(layer.page_bytes, num_pages, "KvCache"), "KvCache");
+    layer.data = memory.data();
+  }
+
+  [[nodiscard]] nb::bytes page_bytes(int64_t page) const {
+    if (page < 0 || page >= layer.num_pages) {
+      fail(ErrorKind::kInvalidRequest, "KvCache: page ", page, " is not one of ", layer.num_pages);
+    }
+    return nb::bytes(layer.data + page * layer.page_bytes, static_cast<std::size_t>(layer.page_bytes));
+  }
+};
+
+void expect_same(const Owner& self, const Owner& other, const char* what) {
+  if (self != other) {
+    fail(ErrorKind::kInvalidRequest, what, " was made for another backend object (", other->get().name(),
+         "); its layout belongs to that one");
+  }
+}
+
+OpLimits token_limits(int64_t num_tokens, int64_t num_features = 0) {
+  OpLimits limits;
+  limits.max_tokens = num_tokens;
+  limits.max_features = num_features;
+  return limits;
+}
+
+void embed(const Owner& self, const InArray& ids, const OpsWeight& table, const OutArray& out, float scale) {
+  expect_same(self, table.owner, "embed: table");
+  const std::vector<int32_t> tokens = as_integers<int32_t>(ids, "embed: ids");
+  const EmbedArgs args{tokens.data(), static_cast<int64_t>(tokens.size()), &table.weight, scale,
+                       as_mat(out, "embed: out")};
+  check(args);
+  self->run(token_limits(args.num_tokens, args.out.cols), [&](Backend& b) { b.embed(args); });
+}
+
+void rms_norm(const Owner& self, const InArray& x, const InArray& weight, const OutArray& y,
+              const std::optional<OutArray>& residual, float eps, float weight_offset,
+              const std::optional<InArray>& row_ids) {
+  RmsNormArgs args;
+  args.x = as_mat(x, "rms_norm: x");
+  args.residual = as_mat(residual, "rms_norm: residual");
+  args.group = static_cast<int64_t>(weight.size());
+  args.weight = as_floats(weight, "rms_norm: weight", args.group);
+  args.eps = eps;
+  args.weight_offset = weight_offset;
+  args.y = as_mat(y, "rms_norm: y");
+  std::vector<int32_t> rows;
+  if (row_ids.has_value()) {
+    rows = as_integers<int32_t>(*row_ids, "rms_norm: row_ids");
+    rows.reserve(1);  // an empty list is a list, and its pointer says so
+    args.row_ids = rows.data();
+  }
+  check(args, static_cast<int64_t>(rows.size()));
+  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b) { b.rms_norm(args); });
+}
+
+void linear(const Owner& self, const InArray& x, const OpsWeight& weight, const OutArray& y,
+            const std::optional<InArray>& bias) {
+  expect_same(self, weight.owner, "linear: weight");
+  const LinearArgs args{as_mat(x, "linear: x"), &weight.weight, as_floats(bias, "linear: bias", weight.weight.desc.n),
+                        as_mat(y, "linear: y")};
+  check(args);
+  self->run(token_limits(args.x.rows, std::max(args.x.cols, args.y.cols)), [&](Backend& b) { b.linear(args); });
+}
+
+void rope_table(const Owner& self, const InArray& positions, const InArray& inv_freq, const OutArray& cos,
+                const OutArray& sin, float scale) {
+  const std::vector<int32_t> at = as_integers<int32_t>(positions, "rope_table: positions");
+  RopeTableArgs args;
+  args.positions = at.data();
+  args.num_tokens = static_cast<int64_t>(at.size());
+  args.num_freqs = static_cast<int64_t>(inv_freq.size());
+  args.inv_freq = as_floats(inv_freq, "rope_table: inv_freq", args.num_freqs);
+  args.scale = scale;
+  const int64_t count = checked_mul(args.num_tokens, args.num_freqs, "rope_table");
+  args.cos = as_floats(cos, "rope_table: cos", count);
+  args.sin = as_floats(sin, "rope_table: sin", count);
+  check(args);
+  self->run(token_limits(args.num_tokens), [&](Backend& b) { b.rope_table(args); });
+}
+
+OpLimits attention_limits(const Mat& q, const KvLayer& kv, int64_t num_seqs) {
+  OpLimits limits = token_limits(q.rows, q.cols);
+  limits.max_seqs = num_seqs;
+  limits.num_heads = q.cols / kv.spec.head_dim;
+  limits.num_kv_heads = kv.spec.num_kv_heads;
+  limits.head_dim = kv.spec.head_dim;
+  return limits;
+}
+
+void rope_and_store(const Owner& self, const OutArray& q, const OutArray& k, const InArray& v,
+                    const std::optional<InArray>& cos, const std::optional<InArray>& sin, const InArray& slots,
+                    const OpsKvCache& kv) {
+  expect_same(self, kv.owner, "rope_and_store: kv");
+  const std::vector<int64_t> slot_ids = as_integers<int64_t>(slots, "rope_and_store: slots");
+  RopeAndStoreArgs args;
+  args.q = as_mat(q, "rope_and_store: q");
+  args.k = as_mat(k, "rope_and_store: k");
+  args.v = as_mat(v, "rope_and_store: v");
+  args.num_freqs = cos.has_value() && cos->ndim() == 2 ? static_cast<int64_t>(cos->shape(1)) : 0;
+  args.cos = as_floats(cos, "rope_and_store: cos", args.q.rows * args.num_freqs);
+  args.sin = as_floats(sin, "rope_and_store: sin", args.q.rows * args.num_freqs);
+  args.slots = slot_ids.data();
+  args.kv = kv.layer;
+  if (static_cast<int64_t>(slot_ids.size()) != args.q.rows) {
+    fail(ErrorKind::kInvalidRequest, "rope_and_store: slots has ", slot_ids.size(),
+         " entries, expected T = ", args.q.rows);
+  }
+  check(args, self->get().page_size());
+  self->run(attention_limits(args.q, args.kv, 0), [&](Backend& b) { b.rope_and_store(args); });
+}
+
+void paged_attention(const Owner& self, const InArray& q, const OpsKvCache& kv, const InArray& query_start,
+                     const InArray& context_len, const InArray& block_table, const OutArray& out, float scale,
+                     int64_t window, float softcap, const std::optional<InArray>& sinks) {
+  expect_same(self, kv.owner, "paged_attention: kv");
+  const auto starts = as_integers<int32_t>(query_start, "paged_attention: query_start");
+  const auto lengths = as_integers<int32_t>(context_len, "paged_attention: context_len");
+  const auto pages = as_integers<int32_t>(block_table, "paged_attention: block_table");
+  PagedAttentionArgs args;
+  args.q = as_mat(q, "paged_attention: q");
+  args.num_heads = args.q.cols / kv.layer.spec.head_dim;
+  args.kv = kv.layer;
+  args.scale = scale;
+  args.window = window;
+  args.softcap = softcap;
+  args.sinks = as_floats(sinks, "paged_attention: sinks", args.num_heads);
+  args.out = as_mat(out, "paged_attention: out");
+  const auto num_seqs = static_cast<int64_t>(lengths.size());
+  if (static_cast<int64_t>(starts.size()) != num_seqs + 1) {
+    fail(ErrorKind::kInvalidRequest, "paged_attention: query_start has ", starts.size(),
+         " entries, expected S + 1 = ", num_seqs + 1);
+  }
+  if (block_table.ndim() != 2 || static_cast<int64_t>(block_table.shape(0)) != num_seqs) {
+    fail(ErrorKind::kInvalidRequest, "paged_attention: block_table must be [S, pages] with S = ", num_seqs);
+  }
+  StepView step;
+  step.num_tokens = args.q.rows;
+  step.num_seqs = num_seqs;
+  step.max_pages = static_cast<int64_t>(block_table.shape(1));
+  step.max_context_len = num_seqs > 0 ? *std::ranges::max_element(lengths) : 0;
+  step.query_start = starts.data();
+  step.context_len = lengths.data();
+  step.block_table = pages.data();
+  // The new tokens are the last of their context. Ranges are only valid after check(); until then stay inside T.
+  std::vector<int32_t> positions(static_cast<std::size_t>(step.num_tokens));
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (int64_t t = std::max<int64_t>(0, starts[s]); t < std::min<int64_t>(starts[s + 1], step.num_tokens); ++t) {
+      positions[static_cast<std::size_t>(t)] = static_cast<int32_t>(int64_t{lengths[s]} - starts[s + 1] + t);
+    }
+  }
+  step.positions = positions.data();
+  args.step = &step;
+  check(args, self->get().page_size());
+  self->run(attention_limits(args.q, args.kv, num_seqs), [&](Backend& b) { b.paged_attention(args); });
+}
+
+void gated_activation(const Owner& self, const InArray& gate_up, const ActivationSpec& activation, const OutArray& y) {
+  const GatedActivationArgs args{as_mat(gate_up, "gated_activation: gate_up"), activation,
+                                 as_mat(y, "gated_activation: y")};
+  check(args);
+  self->run(token_limits(args.y.rows, args.gate_up.cols), [&](Backend& b) { b.gated_activation(args); });
+}
+
+OpLimits moe_limits(int64_t num_tokens, int64_t num_features, int64_t num_experts, int64_t top_k,
+                    int64_t moe_features) {
+  OpLimits limits = token_limits(num_tokens, num_features);
+  limits.num_experts = num_experts;
+  limits.experts_per_token = top_k;
+  limits.moe_features = moe_features;
+  return limits;
+}
+
+void moe_route(const Owner& self, const InArray& logits, int64_t top_k, RouteScore score, bool renormalize,
+               float weight_scale, nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> experts,
+               const OutArray& weights) {
+  MoeRouteArgs args;
+  args.logits = as_mat(logits, "moe_route: logits");
+  args.top_k = top_k;
+  args.score = score;
+  args.renormalize = renormalize;
+  args.weight_scale = weight_scale;
+  args.experts = experts.data();
+  args.weights = as_floats(weights, "moe_route: weights", checked_mul(args.logits.rows, top_k, "moe_route"));
+  if (static_cast<int64_t>(experts.size()) != args.logits.rows * top_k) {
+    fail(ErrorKind::kInvalidRequest, "moe_route: experts has ", experts.size(),
+         " entries, expected T * k = ", args.logits.rows * top_k);
+  }
+  check(args);
+  self->run(moe_limits(args.logits.rows, 0, args.logits.cols, top_k, 0), [&](Backend& b) { b.moe_route(args); });
+}
+
+void moe_ffn(const Owner& self, const InArray& x, const InArray& experts, const InArray& weights,
+             const OpsWeight& gate_up, const OpsWeight& down, const ActivationSpec& activation, const OutArray& y,
+             const std::optional<InArray>& gate_up_bias, const std::optional<InArray>& down_bias) {
+  expect_same(self, gate_up.owner, "moe_ffn: gate_up");
+  expect_same(self, down.owner, "moe_ffn: down");
+  const auto chosen = as_integers<int32_t>(experts, "moe_ffn: experts");
+  MoeFfnArgs args;
+  args.x = as_mat(x, "moe_ffn: x");
+  if (experts.ndim() != 2 || static_cast<int64_t>(experts.shape(0)) != args.x.rows) {
+    fail(ErrorKind::kInvalidRequest, "moe_ffn: experts must be [T, k] with T = ", args.x.rows);
+  }
+  args.top_k = static_cast<int64_t>(experts.shape(1));
+  args.experts = chosen.data();
+  args.weights = as_floats(weights, "moe_ffn: weights", args.x.rows * args.top_k);
+  args.gate_up = &gate_up.weight;
+  args.down = &down.weight;
+  const WeightDesc& desc = gate_up.weight.desc;
+  args.gate_up_bias = as_floats(gate_up_bias, "moe_ffn: gate_up_bias", desc.num_experts * desc.n);
+  args.down_bias = as_floats(down_bias, "moe_ffn: down_bias", desc.num_experts * down.weight.desc.n);
+  args.activation = activation;
+  args.y = as_mat(y, "moe_ffn: y");
+  check(args);
+  self->run(moe_limits(args.x.rows, std::max(desc.n, desc.k), desc.num_experts, args.top_k, desc.n / 2),
+            [&](Backend& b) { b.moe_ffn(args); });
+}
+
+void add(const Owner& self, const OutArray& residual, const InArray& x, const std::optional<InArray>& gate) {
+  const AddArgs args{as_mat(residual, "add: residual"), as_mat(x, "add: x"), as_mat(gate, "add: gate")};
+  check(args);
+  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b) { b.add(args); });
+}
+
+void softcap(const Owner& self, const OutArray& x, float cap) {
+  const SoftcapArgs args{as_mat(x, "softcap: x"), cap};
+  check(args);
+  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b) { b.softcap(args); });
+}
+
+void copy_pages(const Owner& self, const OpsKvCache& kv, const InArray& from, const InArray& to) {
+  expect_same(self, kv.owner, "copy_pages: kv");
+  const auto sources = as_integers<int32_t>(from, "copy_pages: from");
+  const auto targets = as_integers<int32_t>(to, "copy_pages: to");
+  const CopyPagesArgs args{kv.layer, sources, targets};
+  check(args);
+  self->run({}, [&](Backend& b) { b.copy_pages(args); });
+}
+
+// A SampleRow that owns what the row points to.
+struct OpsSampleRow {
+  SampleRow row;
+  std::vector<TokenCount> counts;
+  std::vector<LogitBias> bias;
+  std::vector<int32_t> allowed;
+  std::vector<int32_t> top_tokens;
+  std::vector<float> top_logprobs;
+};
+
+nb::list sample(const Owner& self, const OutArray& logits, const std::vector<OpsSampleRow*>& params) {
+  const Mat mat = as_mat(logits, "sample: logits");
+  if (mat.dtype != DType::kF32 || mat.rows != static_cast<int64_t>(params.size())) {
+    fail(ErrorKind::kInvalidRequest, "sample: logits is ", name_of(mat.dtype), " with ", mat.rows,
+         " rows, expected float32 with one row for each of ", params.size(), " parameter sets");
+  }
+  std::vector<OpsSampleRow> owned;
+  for (const OpsSampleRow* p : params) owned.push_back(*p);
+  std::vector<SampleRow> rows;
+  for (OpsSampleRow& p : owned) {
+    const int64_t num_top = std::clamp<int64_t>(p.row.num_top, 0, mat.cols);  // a larger one is refused by check()
+    p.top_tokens.assign(static_cast<std::size_t>(num_top), -1);
+    p.top_logprobs.assign(static_cast<std::size_t>(num_top), 0.0f);
+    p.row.counts = p.counts;
+    p.row.bias = p.bias;
+    p.row.allowed = p.allowed;
+    p.row.top_tokens = p.top_tokens.data();
+    p.row.top_logprobs = p.top_logprobs.data();
+    rows.push_back(p.row);
+  }
+  std::vector<SampleResult> results(rows.size());
+  const SampleArgs args{static_cast<float*>(mat.data), mat.rows, mat.cols, mat.stride, rows.data(), results.data()};
+  if (mat.rows > 0) check(args);
+  OpLimits limits;
+  limits.max_logit_rows = mat.rows;
+  limits.vocab_size = mat.cols;
+  if (mat.rows > 0) self->run(limits, [&](Backend& b) { b.sample(args); });
+  nb::list out;
+  for (std::size_t r = 0; r < results.size(); ++r) {
+    const SampleResult& x = results[r];
+    out.append(nb::make_tuple(x.token, x.is_finite, x.logprob, x.rank, owned[r].top_tokens, owned[r].top_logprobs));
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_ops(nb::module_& m) {
+  m.def(
+      "cpu_isa_levels",
+      [] {
+        std::vector<std::string> names;
+        for (const CpuIsa isa : supported_isas()) names.emplace_back(name_of(isa));
+        return names;
+      },
+      "Names of the instruction set levels of this machine, lowest first; each is a device \"cpu:<name>\".");
+
+  nb::class_<OpsWeight>(m, "OpsWeight")
+      .def(nb::init<Owner, const InArray&, const std::optional<std::string>&>(), "backend"_a, "array"_a,
+           "dtype"_a = nb::none())
+      .def_prop_ro("shape",
+                   [](const OpsWeight& w) {
+                     return std::make_tuple(w.weight.desc.num_experts, w.weight.desc.n, w.weight.desc.k);
+                   })
+      .def_prop_ro("format", [](const OpsWeight& w) { return name_of(w.weight.desc.format); })
+      .def_prop_ro("nbytes", [](const OpsWeight& w) { return w.memory.size(); });
+
+  nb::class_<OpsKvCache>(m, "OpsKvCache")
+      .def(nb::init<Owner, int64_t, int64_t, int64_t, const std::string&>(), "backend"_a, "num_pages"_a,
+           "num_kv_heads"_a, "head_dim"_a, "dtype"_a)
+      .def_prop_ro("num_pages", [](const OpsKvCache& kv) { return kv.layer.num_pages; })
+      .def_prop_ro("nbytes", [](const OpsKvCache& kv) { return kv.memory.size(); })
+      .def("page_bytes", &OpsKvCache::page_bytes, "page"_a);
+
+  nb::class_<OpsSampleRow>(m, "OpsSampleRow")
+      .def(
+          "__init__",
+          [](OpsSampleRow* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+             float frequency_penalty, float presence_penalty, uint64_t seed, uint64_t sequence, uint64_t position,
+             const std::vector<std::tuple<int32_t, int32_t, bool>>& counts,
+             const std::vector<std::pair<int32_t, float>>& bias, std::vector<int32_t> allowed, bool wants_logprob,
+             int32_t num_top, int32_t forced_token) {
+            new (self) OpsSampleRow{};
+            self->row = {temperature,
+                         top_k,
+                         top_p,
+                         min_p,
+                         repetition_penalty,
+                         frequency_penalty,
+                         presence_penalty,
+                         seed,
+                         sequence,
+                         position,
+                         {},
+                         {},
+                         {},
+                         wants_logprob,
+                         num_top,
+                         nullptr,
+                         nullptr,
+                         forced_token};
+            for (const auto& [token, in_output, in_prompt] : counts)
+              self->counts.push_back({token, in_output, in_prompt});
+            for (const auto& [token, value] : bias) self->bias.push_back({token, value});
+            self->allowed = std::move(allowed);
+          },
+          nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a,
+          "frequency_penalty"_a, "presence_penalty"_a, "seed"_a, "sequence"_a, "position"_a, "counts"_a, "bias"_a,
+          "allowed"_a, "wants_logprob"_a, "num_top"_a, "forced_token"_a);
+
+  nb::class_<OpsBackend>(m, "OpsBackend")
+      .def(nb::init<const std::string&, int>(), "device"_a, "num_threads"_a = 0)
+      .def_prop_ro("name", [](OpsBackend& b) { return b.get().name(); })
+      .def_prop_ro("num_threads", [](OpsBackend& b) { return b.get().num_threads(); })
+      .def_prop_ro("page_size", [](OpsBackend& b) { return b.get().page_size(); });
+
+  m.def("ops_embed", &embed);
+  m.def("ops_rms_norm", &rms_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
+        nb::arg().none());
+  m.def("ops_linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+  m.def("ops_rope_table", &rope_table);
+  m.def("ops_rope_and_store", &rope_and_store, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
+        nb::arg().none(), nb::arg(), nb::arg());
+  m.def("ops_paged_attention", &paged_attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+  m.def("ops_gated_activation", &gated_activation);
+  m.def("ops_moe_route", &moe_route);
+  m.def("ops_moe_ffn", &moe_ffn, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+        nb::arg().none(), nb::arg().none());
+  m.def("ops_add", &add, nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+  m.def("ops_softcap", &softcap);
+  m.def("ops_copy_pages", &copy_pages);
+  m.def("ops_sample", &sample);
+}
+
+}  // namespace fastllm

@@ -1,0 +1,138 @@
+// The operations on the processor: a thread pool, the kernels of one ISA level, and scratch memory taken once.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/cpu_info.h"
+#include "core/thread_pool.h"
+#include "cpu/kernels.h"
+#include "ops/ops.h"
+#include "ops/sampling_algorithm.h"
+
+namespace fastllm {
+
+// Throws kDevice if this build has no kernels for the level. The caller has checked that the machine has it.
+std::unique_ptr<Backend> make_cpu_backend(int num_threads, CpuIsa isa);
+
+namespace cpu {
+
+// Rows that are multiplied together, with the packed activations of one expert (dense: of the only one).
+struct RowGroup {
+  int64_t expert = 0;
+  int64_t begin = 0;
+  int64_t num_rows = 0;
+};
+
+// Everything that an operation needs beside its arguments; cpu_backend.cpp has the sizes.
+struct Scratch {
+  struct PerThread {
+    float* q = nullptr;
+    float* scores = nullptr;
+    AttentionState sum;
+    AttentionState tile;
+    int32_t* begin = nullptr;
+    int32_t* end = nullptr;
+    SampleScratch sampling;
+  };
+
+  std::byte* packed = nullptr;  // activations as the kernels read them
+  int64_t packed_rows = 0;
+  int64_t packed_k = 0;
+
+  int64_t moe_pairs = 0;  // (token, expert) pairs of one pass
+  float* moe_gate_up = nullptr;
+  int64_t moe_gate_up_size = 0;
+  int64_t* expert_start = nullptr;  // [X + 1]
+  int32_t* pair_token = nullptr;    // [moe_pairs] by ascending expert, then token
+  float* pair_weight = nullptr;
+  RowGroup* groups = nullptr;
+  int64_t max_groups = 0;
+
+  int64_t* item_start = nullptr;  // [S + 1] attention items before each sequence
+  int64_t max_seqs = 0;
+  std::vector<PerThread> threads;
+
+  static Scratch take(Arena& arena, const OpLimits& limits, int num_threads);
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int num_threads, CpuIsa isa);
+
+  [[nodiscard]] const char* name() const override { return name_.c_str(); }
+  [[nodiscard]] int num_threads() const override { return pool_.size(); }
+
+  [[nodiscard]] int64_t packed_bytes(const WeightDesc& desc) const override;
+  void pack(const PackedWeight& to, const WeightSlice& slice) override;
+  [[nodiscard]] int64_t page_size() const override { return kPageTokens; }
+  [[nodiscard]] int64_t kv_page_bytes(const KvSpec& spec) const override;
+  [[nodiscard]] int64_t scratch_bytes(const OpLimits& limits) const override;
+  void reserve(const OpLimits& limits) override;
+
+  void embed(const EmbedArgs& args) override;
+  void rms_norm(const RmsNormArgs& args) override;
+  void linear(const LinearArgs& args) override;
+  void rope_table(const RopeTableArgs& args) override;
+  void rope_and_store(const RopeAndStoreArgs& args) override;
+  void paged_attention(const PagedAttentionArgs& args) override;
+  void gated_activation(const GatedActivationArgs& args) override;
+  void moe_route(const MoeRouteArgs& args) override;
+  void moe_ffn(const MoeFfnArgs& args) override;
+  void add(const AddArgs& args) override;
+  void softcap(const SoftcapArgs& args) override;
+  void sample(const SampleArgs& args) override;
+  void copy_pages(const CopyPagesArgs& args) override;
+
+ private:
+  // Rows of x, or rows row_ids[i] of x, as the kernels of `entry` read them.
+  struct PackRows {
+    const float* x;
+    int64_t x_stride;
+    const int32_t* row_ids;
+    int64_t k;
+  };
+  void pack_rows(const LinearEntry& entry, const PackRows& rows, std::span<const RowGroup> groups);
+  void check_packed(const char* op, int64_t k) const;
+  void moe_pass(const MoeFfnArgs& args, int64_t token_begin, int64_t num_tokens);
+  [[nodiscard]] std::span<const RowGroup> sort_by_expert(const MoeFfnArgs& args, int64_t token_begin,
+                                                         int64_t num_tokens);
+
+  std::string name_;
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  Buffer storage_;
+  Scratch scratch_;
+};
+
+// Element type of a weight or KV format.
+Elem elem_of(WeightFormat format);
+Elem elem_of(DType dtype);
+
+// Sizes of a packed matrix: panels of 32 rows, K padded to 2.
+struct PanelLayout {
+  explicit PanelLayout(const WeightDesc& desc);
+  Elem elem;
+  int64_t padded_k;
+  int64_t num_panels;
+  int64_t panel_bytes;
+  int64_t expert_bytes;
+};
+
+// Sizes within a KV page: per kv head the K part, then the V part.
+struct PageLayout {
+  explicit PageLayout(const KvSpec& spec);
+  Elem elem;
+  int64_t k_bytes;
+  int64_t head_bytes;
+  int64_t page_bytes;
+};
+
+// One row per unit; few enough numbers stay on the calling thread.
+constexpr int64_t kNumbersPerTask = 1 << 14;
+constexpr int64_t rows_per_task(int64_t cols) { return cols >= kNumbersPerTask ? 1 : kNumbersPerTask / (cols > 0 ? cols : 1); }
+
+}  // namespace cpu
+}  // namespace fastllm

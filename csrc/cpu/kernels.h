@@ -1,0 +1,159 @@
+// The border between the drivers (compiled for the baseline) and the kernels (compiled once per ISA level): structs of
+// pointers and sizes, and one table of plain functions per level.
+//
+// Rule for everything that a kernel file includes: nothing with linkage outside the namespace of its level, no standard
+// containers or algorithms, no dynamic initialisers. Otherwise the linker may keep the AVX-512 copy of a shared inline
+// function for a processor that lacks AVX-512. Hence no core/dtype.h here.
+//
+// "Pair block": the unit of every matrix layout here. Two consecutive steps of a reduction (k, k + 1) times 16 lanes:
+//   bf16: lane 0 step 0, lane 0 step 1, lane 1 step 0, ...   (the operand of a bf16 dot product)
+//   f16, f32: 16 lanes of step 0, then 16 lanes of step 1
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastllm::cpu {
+
+enum class Elem : uint8_t { kF32, kBF16, kF16 };
+constexpr int kNumElems = 3;
+constexpr int64_t size_of_elem(Elem e) { return e == Elem::kF32 ? 4 : 2; }
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kPanelRows = 32;  // output rows of W in a panel: two pair blocks side by side
+constexpr int64_t kGroupRows = 96;  // rows of activations that one task multiplies: with 8 panels it fits a 1 MB L2
+constexpr int64_t kPageTokens = 16;
+constexpr int64_t kTileTokens = 256;  // attention tile, at absolute positions
+constexpr int64_t kTilePages = kTileTokens / kPageTokens;
+constexpr int64_t kAttentionRows = 32;  // (query token, head) rows of one attention item
+
+constexpr int64_t pair_block_bytes(Elem e) { return 2 * kLanes * size_of_elem(e); }
+
+// Rounds (if the kernel multiplies in bf16), pads K to even and transposes rows of x into tiles of `row_tile` rows:
+// tile t of a group lies at its first row * padded K, as [k][rows of the tile] (bf16: [k / 2][rows][2]).
+struct PackRowsJob {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  const int32_t* row_ids = nullptr;  // row i comes from row row_ids[i] of x; nullptr: from row i
+  int64_t num_rows = 0;              // of this group, <= kGroupRows
+  int64_t k = 0;
+  void* packed = nullptr;  // of this group
+};
+
+// Rows of one group times some panels of one matrix.
+struct LinearJob {
+  const void* packed = nullptr;  // activations of the group
+  int64_t num_rows = 0;
+  int64_t k = 0;
+  const std::byte* panels = nullptr;
+  int64_t panel_bytes = 0;
+  int64_t num_panels = 0;
+  int64_t num_cols = 0;         // columns of y that exist, from the first panel on
+  const float* bias = nullptr;  // at the first panel, or nullptr
+  float* y = nullptr;           // at the first panel
+  int64_t y_stride = 0;
+  // With row_weights: y[row_ids[i]] += row_weights[i] * result[i] instead of y[i] = result[i].
+  const float* row_weights = nullptr;
+  const int32_t* row_ids = nullptr;
+};
+
+struct LinearEntry {
+  int64_t row_tile;
+  int64_t activation_bytes;
+  void (*pack_rows)(const PackRowsJob& job, int64_t tile_begin, int64_t tile_end);
+  void (*run)(const LinearJob& job);
+};
+
+// The state of up to kAttentionRows rows: running maximum m, sum l of exp(score - m), and the same sum of V.
+struct AttentionState {
+  float* m = nullptr;
+  float* l = nullptr;
+  float* o = nullptr;  // [rows, head_dim padded to 16]
+};
+
+struct AttentionTileJob {
+  const float* q = nullptr;  // [num_rows, head_dim]
+  int64_t num_rows = 0;
+  int64_t head_dim = 0;
+  const std::byte* kv = nullptr;  // page 0, at the K part of the kv head
+  int64_t page_bytes = 0;
+  int64_t v_offset = 0;            // from the K part to the V part
+  const int32_t* pages = nullptr;  // ids of the tile's pages
+  const int32_t* begin = nullptr;  // [num_rows] the row sees tokens [begin, end) of the tile
+  const int32_t* end = nullptr;
+  float scale = 1.0f;
+  float softcap = 0.0f;
+  float* scores = nullptr;  // [num_rows, kTileTokens] scratch
+  AttentionState out;
+};
+
+struct AttentionKernels {
+  void (*tile[kNumElems])(const AttentionTileJob& job);
+  void (*merge)(const AttentionState& into, const AttentionState& tile, int64_t num_rows, int64_t head_dim);
+  // out[i] = o / l, sinks[i] joining the sum if sinks is not nullptr.
+  void (*finish)(const AttentionState& state, const float* const* sinks, float* const* out, int64_t num_rows,
+                 int64_t head_dim);
+};
+
+struct NormRow {
+  const float* x = nullptr;
+  const float* add = nullptr;  // or nullptr
+  float* sum = nullptr;        // where x + add goes, or nullptr
+  const float* weight = nullptr;
+  float weight_offset = 0.0f;
+  float eps = 0.0f;
+  int64_t size = 0;
+  float* y = nullptr;
+};
+
+// Where the K/V of one token and kv head go.
+struct KvSlot {
+  std::byte* k = nullptr;  // K part of the page and kv head
+  std::byte* v = nullptr;
+  int64_t token = 0;  // in the page
+};
+
+enum class GatedKind : uint8_t { kSilu, kGeluTanh, kClampedSwiglu };
+struct GatedRow {
+  const float* gate = nullptr;
+  const float* up = nullptr;
+  int64_t size = 0;
+  GatedKind kind = GatedKind::kSilu;
+  float alpha = 0.0f;
+  float limit = 0.0f;
+  float* y = nullptr;
+};
+
+struct ElementwiseKernels {
+  void (*rms_norm)(const NormRow& row);
+  void (*rotate)(float* head, const float* cos, const float* sin, int64_t num_freqs);
+  void (*store_kv[kNumElems])(const KvSlot& slot, const float* k, const float* v, int64_t head_dim);
+  void (*gated)(const GatedRow& row);
+  void (*add)(float* residual, const float* x, int64_t size);
+  void (*add_gated)(float* residual, const float* x, float gate, int64_t size);  // += x * sigmoid(gate)
+  void (*softcap)(float* x, float cap, int64_t size);
+};
+
+struct ProbeKernels {
+  void (*read)(const std::byte* data, int64_t bytes, float* sink);  // bytes: a multiple of 256
+  double (*fma_loop)(int64_t num_rounds);  // returns floating point operations done
+  double (*dot_loop)(int64_t num_rounds);  // bf16 dot products; nullptr where the level lacks them
+};
+
+struct KernelTable {
+  const LinearEntry* linear;  // [kNumElems]
+  const AttentionKernels* attention;
+  const ElementwiseKernels* elementwise;
+  const ProbeKernels* probe;
+};
+
+}  // namespace fastllm::cpu
+
+#define FASTLLM_INLINE inline __attribute__((always_inline))
+#define FASTLLM_DECLARE_KERNELS(isa)              \
+  namespace fastllm::cpu::isa {                   \
+  extern const LinearEntry kLinearKernels[];      \
+  extern const AttentionKernels kAttentionKernels; \
+  extern const ElementwiseKernels kElementwiseKernels; \
+  extern const ProbeKernels kProbeKernels;        \
+  }

@@ -1,0 +1,62 @@
+#include "cpu/probe.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "core/buffer.h"
+#include "cpu/kernel_table.h"
+
+namespace fastllm {
+namespace {
+
+constexpr int kPasses = 5;
+
+template <class Body>
+double seconds(Body&& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+double measure_read_bandwidth(ThreadPool& pool) {
+  constexpr int64_t kBytes = int64_t{384} << 20;  // larger than any last-level cache it will be read through
+  constexpr int64_t kChunk = 1 << 20;
+  const Buffer buffer(kBytes, "bandwidth probe");
+  const cpu::ProbeKernels& probe = *cpu::kernels_for(detect_isa()).probe;
+  pool.parallel_for(kBytes / kChunk, 1, [&](int64_t chunk, int64_t, int) {
+    std::memset(buffer.data() + chunk * kChunk, 1, static_cast<std::size_t>(kChunk));  // pages of their own
+  });
+  double best = 0.0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const double s = seconds([&] {
+      pool.parallel_for(kBytes / kChunk, 1, [&](int64_t chunk, int64_t, int) {
+        float sink = 0.0f;
+        probe.read(buffer.data() + chunk * kChunk, kChunk, &sink);
+      });
+    });
+    best = std::max(best, static_cast<double>(kBytes) / s);
+  }
+  return best;
+}
+
+double measure_peak_flops(ThreadPool& pool, CpuIsa isa, DType dtype) {
+  constexpr int64_t kRounds = 1 << 18;
+  constexpr int64_t kChunksPerThread = 8;
+  const cpu::ProbeKernels& probe = *cpu::kernels_for(isa).probe;
+  const auto loop = dtype == DType::kBF16 && probe.dot_loop != nullptr ? probe.dot_loop : probe.fma_loop;
+  const double per_chunk = loop(kRounds);  // also wakes the wide units
+  const int64_t num_chunks = kChunksPerThread * pool.size();
+  double best = 0.0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const double s = seconds([&] {
+      pool.parallel_for(num_chunks, 1, [&](int64_t, int64_t, int) { loop(kRounds); });
+    });
+    best = std::max(best, per_chunk * static_cast<double>(num_chunks) / s);
+  }
+  return best;
+}
+
+}  // namespace fastllm

@@ -1,0 +1,128 @@
+// Where bytes lie: panels of weights, pages of K/V, and the embedding read back from its panels.
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "core/checked.h"
+#include "cpu/cpu_backend.h"
+
+namespace fastllm::cpu {
+
+Elem elem_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kF32: return Elem::kF32;
+    case WeightFormat::kBF16: return Elem::kBF16;
+    case WeightFormat::kF16: return Elem::kF16;
+  }
+  fail(ErrorKind::kInternal, "cpu: unknown weight format");
+}
+
+Elem elem_of(DType dtype) { return elem_of(format_of(dtype)); }
+
+PanelLayout::PanelLayout(const WeightDesc& desc)
+    : elem(elem_of(desc.format)),
+      padded_k(round_up(desc.k, 2)),
+      num_panels(ceil_div(desc.n, kPanelRows)),
+      panel_bytes(checked_mul(padded_k, kPanelRows * size_of_elem(elem), "weight")),
+      expert_bytes(checked_mul(num_panels, panel_bytes, "weight")) {}
+
+PageLayout::PageLayout(const KvSpec& spec)
+    : elem(elem_of(spec.dtype)),
+      k_bytes(ceil_div(spec.head_dim, 2) * pair_block_bytes(elem)),
+      head_bytes(checked_add(
+          k_bytes, checked_mul(kPageTokens / 2 * ceil_div(spec.head_dim, kLanes), pair_block_bytes(elem), "KV page"))),
+      page_bytes(checked_mul(spec.num_kv_heads, head_bytes, "KV page")) {}
+
+namespace {
+
+// Elements from the start of a panel to (row of the panel, k).
+template <class T>
+constexpr int64_t panel_index(int64_t row, int64_t k) {
+  const int64_t block = (k / 2 * 2 + row / kLanes) * 2 * kLanes;
+  const int64_t lane = row % kLanes;
+  return block + (std::is_same_v<T, fastllm::bf16> ? 2 * lane + k % 2 : k % 2 * kLanes + lane);
+}
+
+template <class To, class From>
+To convert(From x) {
+  if constexpr (std::is_same_v<To, From>) {
+    return x;
+  } else {
+    return from_float<To>(to_float(x));
+  }
+}
+
+// Columns are taken in blocks, so that the lines of a panel are written while they are in the first cache.
+template <class To, class From>
+void pack_panel(To* panel, const WeightSlice& slice, int64_t first, int64_t row_begin, int64_t row_end, int64_t num_cols) {
+  constexpr int64_t kBlock = 64;
+  for (int64_t k_begin = 0; k_begin < num_cols; k_begin += kBlock) {
+    const int64_t k_end = std::min(k_begin + kBlock, num_cols);
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      const From* from = static_cast<const From*>(slice.data) + (first + row - row_begin) * slice.row_stride;
+      for (int64_t k = k_begin; k < k_end; ++k) {
+        panel[panel_index<To>(row, k)] = convert<To>(from[k * slice.col_stride]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t CpuBackend::packed_bytes(const WeightDesc& desc) const {
+  return checked_mul(PanelLayout(desc).expert_bytes, desc.num_experts, "weight");
+}
+
+void CpuBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
+  const PanelLayout layout(to.desc);
+  std::byte* matrix = to.data + slice.expert * layout.expert_bytes;
+  const auto dtype_of = [](WeightFormat f) {
+    return f == WeightFormat::kF32 ? DType::kF32 : f == WeightFormat::kBF16 ? DType::kBF16 : DType::kF16;
+  };
+  with_float_dtype(dtype_of(to.desc.format), [&]<class To>(To) {
+    with_float_dtype(slice.dtype, [&]<class From>(From) {
+      for (int64_t i = 0; i < slice.num_rows;) {
+        const int64_t row = slice.row_begin + i;
+        const int64_t begin = row % kPanelRows;
+        const int64_t end = std::min(kPanelRows, begin + slice.num_rows - i);
+        To* panel = reinterpret_cast<To*>(matrix + row / kPanelRows * layout.panel_bytes);
+        pack_panel<To, From>(panel, slice, i, begin, end, to.desc.k);
+        i += end - begin;
+      }
+    });
+  });
+}
+
+int64_t CpuBackend::kv_page_bytes(const KvSpec& spec) const { return PageLayout(spec).page_bytes; }
+
+void CpuBackend::embed(const EmbedArgs& args) {
+  const PanelLayout layout(args.table->desc);
+  const auto gather = [&]<class T>(T) {
+    pool_.parallel_for(args.num_tokens, 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t id = args.ids[t];
+        const T* panel = reinterpret_cast<const T*>(args.table->data + id / kPanelRows * layout.panel_bytes);
+        float* out = args.out.row<float>(t);
+        for (int64_t e = 0; e < args.out.cols; ++e) {
+          out[e] = to_float(panel[panel_index<T>(id % kPanelRows, e)]) * args.scale;
+        }
+      }
+    });
+  };
+  switch (layout.elem) {
+    case Elem::kF32: return gather(float{});
+    case Elem::kBF16: return gather(fastllm::bf16{});
+    case Elem::kF16: return gather(fastllm::f16{});
+  }
+}
+
+void CpuBackend::copy_pages(const CopyPagesArgs& args) {
+  // In order, on one thread: a page may be both a source and a later destination.
+  for (std::size_t i = 0; i < args.from.size(); ++i) {
+    if (args.from[i] == args.to[i]) continue;
+    std::memcpy(args.kv.data + args.to[i] * args.kv.page_bytes, args.kv.data + args.from[i] * args.kv.page_bytes,
+                static_cast<std::size_t>(args.kv.page_bytes));
+  }
+}
+
+}  // namespace fastllm::cpu

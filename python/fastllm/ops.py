@@ -1,0 +1,417 @@
+"""Every operation of the runtime, on anything that speaks DLPack on the CPU (NumPy arrays, torch tensors).
+
+Letters: T new tokens, S sequences, E hidden, H query heads, G key/value heads, D head size, F feed-forward,
+V vocabulary, P page size, X experts, k experts per token.
+
+Activations are float32 and results are new NumPy arrays; inputs are never written, `KvCache` excepted. Weights are
+float32, bfloat16 or float16 (bfloat16 from torch: NumPy has none). `device` is ``"reference"``, ``"cpu"``,
+``"cpu:<level>"`` or a :class:`Device`; a string always names the same object, so that its threads and scratch memory
+are made once. Wrong shapes, dtypes or ids raise :class:`fastllm.InvalidRequestError` and compute nothing.
+
+>>> import numpy as np
+>>> from fastllm import ops
+>>> w = ops.PackedWeight(np.eye(3, dtype=np.float32))
+>>> ops.linear(np.ones((1, 3), np.float32), w)
+array([[1., 1., 1.]], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm import _core
+from fastllm.errors import InvalidRequestError
+
+Floats = NDArray[np.float32]
+Array = Any  # an object with __dlpack__ on the CPU
+
+__all__ = [
+    "Device",
+    "KvCache",
+    "PackedWeight",
+    "SampleOutput",
+    "SampleParams",
+    "add",
+    "copy_pages",
+    "embed",
+    "gated_activation",
+    "linear",
+    "moe_ffn",
+    "moe_route",
+    "paged_attention",
+    "rms_norm",
+    "rope_and_store",
+    "rope_table",
+    "sample",
+    "softcap",
+]
+
+_ACTIVATIONS = {
+    "silu": _core.Activation.SILU,
+    "gelu_tanh": _core.Activation.GELU_TANH,
+    "clamped_swiglu": _core.Activation.CLAMPED_SWIGLU,
+}
+_SCORES = {
+    "softmax": _core.RouteScore.SOFTMAX,
+    "softmax_of_top_k": _core.RouteScore.SOFTMAX_OF_TOP_K,
+    "sigmoid": _core.RouteScore.SIGMOID,
+}
+
+
+class Device:
+    """A backend with its threads and scratch memory. num_threads=None: as many as the machine grants."""
+
+    def __init__(self, name: str = "cpu", *, num_threads: int | None = None) -> None:
+        self._native = _core.OpsBackend(name, num_threads or 0)
+
+    @property
+    def name(self) -> str:
+        """With the chosen level, for example ``"cpu:avx512"``."""
+        return str(self._native.name)
+
+    @property
+    def num_threads(self) -> int:
+        return int(self._native.num_threads)
+
+    @property
+    def page_size(self) -> int:
+        """P, tokens in one page of a :class:`KvCache`."""
+        return int(self._native.page_size)
+
+
+@cache
+def _named_device(name: str) -> Device:
+    return Device(name)
+
+
+def _device(device: str | Device) -> Device:
+    return device if isinstance(device, Device) else _named_device(device)
+
+
+class PackedWeight:
+    """W [N, K], or [X, N, K] for experts, in the layout of one device. dtype=None keeps the array's."""
+
+    def __init__(self, array: Array, *, dtype: str | None = None, device: str | Device = "cpu") -> None:
+        self.device = _device(device)
+        self._native = _core.OpsWeight(self.device._native, array, dtype)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, N, K); X is 1 without experts."""
+        num_experts, n, k = self._native.shape
+        return num_experts, n, k
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._native.nbytes)
+
+
+class KvCache:
+    """Pages of P tokens for the keys and values of one layer. Zero at first."""
+
+    def __init__(
+        self,
+        num_pages: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: str = "bfloat16",
+        device: str | Device = "cpu",
+    ) -> None:
+        self.device = _device(device)
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self._native = _core.OpsKvCache(self.device._native, num_pages, num_kv_heads, head_dim, dtype)
+
+    @property
+    def num_pages(self) -> int:
+        return int(self._native.num_pages)
+
+    @property
+    def page_size(self) -> int:
+        return self.device.page_size
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._native.nbytes)
+
+    def page_bytes(self, page: int) -> bytes:
+        """A copy of one page. The layout belongs to the device; equal pages have equal bytes."""
+        return bytes(self._native.page_bytes(page))
+
+
+def _rows(x: Array) -> int:
+    return int(x.shape[0])
+
+
+def _copy(x: Array) -> Floats:
+    return np.array(x, dtype=np.float32, order="C")
+
+
+def _choice(what: str, table: Mapping[str, Any], name: str) -> Any:
+    if name not in table:
+        raise InvalidRequestError(f'{what} is "{name}"; {", ".join(table)} are known')
+    return table[name]
+
+
+def _activation(kind: str, alpha: float, limit: float) -> Any:
+    return _core.ActivationSpec(kind=_choice("activation", _ACTIVATIONS, kind), alpha=alpha, limit=limit)
+
+
+def embed(ids: Array, table: PackedWeight, *, scale: float = 1.0, out: Floats | None = None) -> Floats:
+    """table[ids] * scale. ids [T] int32 or int64, table [V, E] -> [T, E]."""
+    if out is None:
+        out = np.empty((_rows(ids), table.shape[2]), np.float32)
+    _core.ops_embed(table.device._native, ids, table._native, out, scale)
+    return out
+
+
+def rms_norm(
+    x: Array,
+    weight: Array,
+    *,
+    residual: Array | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    row_ids: Array | None = None,
+    device: str | Device = "cpu",
+    out: Floats | None = None,
+) -> Floats | tuple[Floats, Floats]:
+    """x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over each group of len(weight) columns.
+
+    x [T, E], weight [E] (or [D]: each head of its own) -> [T, E]. With residual [T, E], x + residual is normalised and
+    returned second. With row_ids [R], only those rows -> [R, E], and residual comes back as it was.
+    """
+    num_rows = _rows(x) if row_ids is None else _rows(row_ids)
+    y = np.empty((num_rows, *x.shape[1:]), np.float32) if out is None else out
+    total = None if residual is None else _copy(residual)
+    _core.ops_rms_norm(_device(device)._native, x, weight, y, total, eps, weight_offset, row_ids)
+    return y if total is None else (y, total)
+
+
+def linear(x: Array, weight: PackedWeight, *, bias: Array | None = None, out: Floats | None = None) -> Floats:
+    """x W^T + bias. x [M, K], weight [N, K], bias [N] float32 -> [M, N]."""
+    if out is None:
+        out = np.empty((_rows(x), weight.shape[1]), np.float32)
+    _core.ops_linear(weight.device._native, x, weight._native, out, bias)
+    return out
+
+
+def rope_table(
+    positions: Array, inv_freq: Array, *, scale: float = 1.0, device: str | Device = "cpu"
+) -> tuple[Floats, Floats]:
+    """cos and sin of positions * inv_freq, times scale. positions [T], inv_freq [n] float32 -> two [T, n]."""
+    shape = (_rows(positions), _rows(inv_freq))
+    cos, sin = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    _core.ops_rope_table(_device(device)._native, positions, inv_freq, cos, sin, scale)
+    return cos, sin
+
+
+def rope_and_store(
+    q: Array, k: Array, v: Array, *, cos: Array | None, sin: Array | None, slots: Array, kv: KvCache
+) -> tuple[Floats, Floats]:
+    """Rotates q and k ("half" pairing, first 2n dimensions of each head) and writes k and v into kv.
+
+    q [T, H, D] or [T, H * D], k and v [T, G, D], cos and sin [T, n] (None: no rotation), slots [T] = page * P + offset
+    -> rotated q, k. Values are rounded to the cache's dtype.
+    """
+    rotated_q, rotated_k = _copy(q), _copy(k)
+    _core.ops_rope_and_store(kv.device._native, rotated_q, rotated_k, v, cos, sin, slots, kv._native)
+    return rotated_q, rotated_k
+
+
+def paged_attention(
+    q: Array,
+    kv: KvCache,
+    *,
+    query_start: Array,
+    context_len: Array,
+    block_table: Array,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Array | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """Causal attention of the new tokens of S sequences over their pages.
+
+    q [T, H, D] or [T, H * D]; query_start [S + 1]: sequence s owns rows [query_start[s], query_start[s + 1]), the last
+    ones of its context of context_len[s] tokens; block_table [S, pages]; sinks [H] float32. window 0: the whole
+    context; softcap 0: none. -> an array like q.
+    """
+    if out is None:
+        out = np.empty(tuple(q.shape), np.float32)
+    _core.ops_paged_attention(
+        kv.device._native, q, kv._native, query_start, context_len, block_table, out, scale, window, softcap, sinks
+    )
+    return out
+
+
+def gated_activation(
+    gate_up: Array,
+    *,
+    activation: str = "silu",
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    device: str | Device = "cpu",
+    out: Floats | None = None,
+) -> Floats:
+    """act(gate) * up for gate_up [T, 2F], gate first -> [T, F].
+
+    activation: "silu", "gelu_tanh", or "clamped_swiglu" (gpt-oss), which reads alpha and limit.
+    """
+    if out is None:
+        out = np.empty((_rows(gate_up), int(gate_up.shape[1]) // 2), np.float32)
+    _core.ops_gated_activation(_device(device)._native, gate_up, _activation(activation, alpha, limit), out)
+    return out
+
+
+def moe_route(
+    logits: Array,
+    *,
+    top_k: int,
+    score: str = "softmax",
+    renormalize: bool = False,
+    weight_scale: float = 1.0,
+    device: str | Device = "cpu",
+) -> tuple[NDArray[np.int32], Floats]:
+    """The top_k experts of each token, best first, and their weights. logits [T, X] -> two [T, k].
+
+    score: "softmax" (over all), "softmax_of_top_k", "sigmoid". Ties go to the lower index.
+    """
+    shape = (_rows(logits), max(top_k, 0))
+    experts, weights = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    native_score = _choice("score", _SCORES, score)
+    _core.ops_moe_route(
+        _device(device)._native, logits, top_k, native_score, renormalize, weight_scale, experts, weights
+    )
+    return experts, weights
+
+
+def moe_ffn(
+    x: Array,
+    experts: Array,
+    weights: Array,
+    *,
+    gate_up: PackedWeight,
+    down: PackedWeight,
+    gate_up_bias: Array | None = None,
+    down_bias: Array | None = None,
+    activation: str = "silu",
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    out: Floats | None = None,
+) -> Floats:
+    """Sum over the chosen experts, ascending, of weight * down(act(gate_up(x))).
+
+    x [T, E], experts and weights [T, k], gate_up [X, 2F, E], down [X, E, F], biases [X, 2F] and [X, E] -> [T, E].
+    """
+    if out is None:
+        out = np.empty(tuple(x.shape), np.float32)
+    spec = _activation(activation, alpha, limit)
+    _core.ops_moe_ffn(
+        gate_up.device._native,
+        x,
+        experts,
+        weights,
+        gate_up._native,
+        down._native,
+        spec,
+        out,
+        gate_up_bias,
+        down_bias,
+    )
+    return out
+
+
+def add(residual: Array, x: Array, *, gate: Array | None = None, device: str | Device = "cpu") -> Floats:
+    """residual + x * sigmoid(gate). residual and x [T, E], gate [T, 1] (None: factor 1) -> [T, E]."""
+    total = _copy(residual)
+    _core.ops_add(_device(device)._native, total, x, gate)
+    return total
+
+
+def softcap(x: Array, cap: float, *, device: str | Device = "cpu") -> Floats:
+    """cap * tanh(x / cap)."""
+    capped = _copy(x)
+    _core.ops_softcap(_device(device)._native, capped, cap)
+    return capped
+
+
+def copy_pages(kv: KvCache, source: Array, target: Array) -> None:
+    """Copies page source[i] of kv to page target[i]. A target is named once and is no source."""
+    _core.ops_copy_pages(kv.device._native, kv._native, source, target)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleParams:
+    """How one row of logits is sampled. Steps in this order: penalties, bias, allowed ids, temperature, top_k, top_p,
+    min_p, then a draw that depends on (seed, sequence, position) alone."""
+
+    temperature: float = 1.0  # below 1e-5: the largest logit, ties to the lower id
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+    sequence: int = 0
+    position: int = 0
+    counts: Sequence[tuple[int, int, bool]] = ()  # (token, times generated, in the prompt), distinct tokens
+    bias: Mapping[int, float] = field(default_factory=dict)  # added; -inf bans
+    allowed: Sequence[int] | None = None  # ascending; None: all
+    wants_logprob: bool = False
+    num_top: int = 0
+    forced_token: int = -1  # >= 0: draw nothing, report this token
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOutput:
+    """token is -1 and is_finite False if the row held a NaN or +infinity, or if every token was banned."""
+
+    token: int
+    is_finite: bool
+    logprob: float
+    rank: int  # 1: the most likely under the raw logits
+    top_tokens: list[int]
+    top_logprobs: list[float]
+
+
+def _native_params(p: SampleParams) -> Any:
+    if p.allowed is not None and len(p.allowed) == 0:
+        raise InvalidRequestError("sample: allowed is empty, expected at least one id, or None for all")
+    return _core.OpsSampleRow(
+        temperature=p.temperature,
+        top_k=p.top_k,
+        top_p=p.top_p,
+        min_p=p.min_p,
+        repetition_penalty=p.repetition_penalty,
+        frequency_penalty=p.frequency_penalty,
+        presence_penalty=p.presence_penalty,
+        seed=p.seed,
+        sequence=p.sequence,
+        position=p.position,
+        counts=[tuple(c) for c in p.counts],
+        bias=list(p.bias.items()),
+        allowed=list(p.allowed or ()),
+        wants_logprob=p.wants_logprob,
+        num_top=p.num_top,
+        forced_token=p.forced_token,
+    )
+
+
+def sample(
+    logits: Array, params: SampleParams | Sequence[SampleParams], *, device: str | Device = "cpu"
+) -> list[SampleOutput]:
+    """One token for each row of logits [R, V]; params for all rows, or one for each."""
+    rows = _copy(logits)
+    each = [params] * len(rows) if isinstance(params, SampleParams) else list(params)
+    results = _core.ops_sample(_device(device)._native, rows, [_native_params(p) for p in each])
+    return [SampleOutput(*r) for r in results]

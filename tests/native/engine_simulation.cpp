@@ -1,0 +1,314 @@
+// Random schedules over EngineCore with the fake executor: submit, step, abort (any state, twice), fork n, preempt,
+// evict, executor faults, non-finite rows, dropped channels, close. After every step the invariants of scheduler, pages
+// and prefix index are checked; at the end every sequence has ended once, its tokens are those that the request gives
+// alone, and no page is referenced.
+//
+//   engine_simulation [num_schedules] [first_seed]        a failure prints its seed; run that seed alone with "1 SEED"
+#include <algorithm>
+#include <cstdlib>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "engine/core.h"
+#include "engine/fake_executor.h"
+
+namespace fastllm {
+namespace {
+
+struct Output {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+  std::vector<float> prompt_logprobs;
+  std::string text;
+  FinishReason reason = FinishReason::kNone;
+};
+using Outputs = std::map<std::pair<int64_t, int32_t>, Output>;
+
+void require(bool condition, const std::string& what) {
+  if (!condition) throw std::runtime_error(what);
+}
+
+template <class T>
+bool is_prefix(const std::vector<T>& part, const std::vector<T>& whole) {
+  return part.size() <= whole.size() && std::equal(part.begin(), part.end(), whole.begin());
+}
+
+void collect(Channel& channel, Outputs& outputs) {
+  for (RequestDelta& d : channel.poll(0.0)) {
+    Output& out = outputs[{d.request_id, d.index}];
+    require(out.reason == FinishReason::kNone, "a delta came after the end");
+    out.tokens.insert(out.tokens.end(), d.token_ids.begin(), d.token_ids.end());
+    for (const TokenLogprobs& l : d.logprobs) out.logprobs.push_back(l.logprob);
+    for (const TokenLogprobs& l : d.prompt_logprobs) out.prompt_logprobs.push_back(l.logprob);
+    out.text += d.text;
+    out.reason = d.finish_reason;
+    require(d.metrics.num_generated_tokens == static_cast<int64_t>(out.tokens.size()), "metrics miscount the tokens");
+  }
+}
+
+class Simulation {
+ public:
+  explicit Simulation(uint64_t seed) : random_(seed) {
+    config_.page_size = pick(1, 6);
+    config_.num_pages = pick(3, 40);
+    config_.vocab_size = pick(2, 40);
+    config_.max_model_len = pick(4, 60);
+    config_.max_num_seqs = pick(1, 6);
+    config_.max_num_batched_tokens = config_.max_num_seqs + pick(0, 20);
+    config_.max_logit_rows = config_.max_num_seqs + pick(0, 4);
+    config_.enable_prefix_caching = chance(80);
+    config_.seed = seed;
+    if (chance(50)) config_.eos_ids = {static_cast<int32_t>(pick(0, config_.vocab_size - 1))};
+    std::vector<std::string> names;
+    for (int64_t i = 0; i < config_.vocab_size; ++i) names.push_back(std::string(1, static_cast<char>('a' + i % 26)));
+    config_.byte_table = std::make_shared<ByteTable>(
+        names, std::vector<uint8_t>(static_cast<std::size_t>(config_.vocab_size), 0));
+    core_ = std::make_unique<EngineCore>(config_, std::make_unique<FakeExecutor>(config_, controls_));
+    for (auto& channel : channels_) channel = std::make_shared<Channel>();
+    nan_token_ = chance(20) ? pick(0, config_.vocab_size - 1) : -1;
+    controls_->nan_token = nan_token_;
+  }
+
+  void run() {
+    const int64_t num_actions = pick(20, 80);
+    for (int64_t i = 0; i < num_actions; ++i) act();
+    if (chance(10)) {
+      core_->fail_all(ErrorKind::kEngineClosed, "closed");
+      check_state();
+    }
+    for (int64_t i = 0; core_->has_work(); ++i) {
+      require(i < 100000, "the engine does not come to an end");
+      step();
+    }
+    require(controls_->num_bad_reads == 0, "a K/V slot held another position, or a copy met a copy");
+    const EngineStats stats = core_->stats();
+    require(stats.num_pages_referenced == 0 && stats.num_running == 0 && stats.num_waiting == 0, "something was left");
+    require(stats.num_requests == stats.num_requests_finished, "a request was left");
+    for (const auto& channel : channels_) {
+      if (channel) collect(*channel, outputs_);
+    }
+    compare_with_alone();
+    preemptions += stats.num_preemptions;
+    prefix_hits += stats.prefix_hit_tokens;
+    steps += stats.num_steps;
+  }
+
+  static inline int64_t preemptions = 0, prefix_hits = 0, steps = 0, compared = 0, refused = 0;
+
+ private:
+  int64_t pick(int64_t min, int64_t max) { return std::uniform_int_distribution<int64_t>(min, max)(random_); }
+  bool chance(int64_t percent) { return pick(1, 100) <= percent; }
+  int64_t token() { return pick(0, config_.vocab_size - 1); }
+
+  void act() {
+    const int64_t what = pick(1, 100);
+    if (what <= 25) {
+      submit();
+    } else if (what <= 31) {
+      const int64_t id = pick(0, next_id_);
+      aborted_[id] = true;
+      core_->abort(id);
+      check_state();
+      if (chance(30)) core_->abort(id);
+    } else if (what <= 33) {
+      controls_->fail_in = pick(1, 3);
+    } else if (what == 34 && chance(20)) {
+      drop_channel();
+    } else {
+      step();
+    }
+  }
+
+  void step() {
+    const bool had_work = core_->has_work();
+    const int64_t steps_before = controls_->num_steps;
+    const bool did = core_->step();
+    require(!did || controls_->num_steps == steps_before + 1, "something waits, nothing runs, and nothing was done");
+    require(did || !core_->has_work(), "there was work and no step");
+    if (had_work) check_state();
+    if (chance(30)) {
+      for (const auto& channel : channels_) {
+        if (channel) collect(*channel, outputs_);
+      }
+    }
+  }
+
+  void check_state() { core_->check_integrity(); }
+
+  void drop_channel() {
+    auto& channel = channels_[static_cast<std::size_t>(pick(0, 2))];
+    for (auto& [id, used] : channel_of_) {
+      if (used.lock() == channel) dropped_[id] = true;
+    }
+    channel.reset();
+    channel = std::make_shared<Channel>();
+  }
+
+  SamplingParams random_params() {
+    SamplingParams p;
+    p.n = chance(30) ? pick(2, 5) : 1;
+    p.temperature = chance(50) ? 0.0 : 1.0;
+    p.seed = pick(0, 3);
+    if (chance(20)) p.presence_penalty = 0.5;
+    if (chance(90)) {
+      p.max_tokens = pick(1, 14);
+    } else {
+      p.max_tokens.reset();
+    }
+    if (chance(20)) p.min_tokens = pick(0, std::min<int64_t>(p.max_tokens.value_or(5), 5));
+    if (chance(20)) p.ignore_eos = true;
+    if (chance(20)) p.logprobs = pick(0, 3);
+    if (chance(20)) p.prompt_logprobs = pick(0, 3);
+    if (chance(15)) p.stop_token_ids = {token()};
+    if (chance(10)) p.banned_token_ids = {token()};
+    if (chance(10)) p.bad_words = {{token()}, {token(), token()}};
+    if (chance(10)) p.allowed_token_ids = {{token(), token(), token()}};
+    if (chance(15)) p.stop = {std::string(1, static_cast<char>('a' + pick(0, 25))) + static_cast<char>('a' + pick(0, 25))};
+    return p;
+  }
+
+  void submit() {
+    Submission submission;
+    // Prompts share heads, so that the prefix cache has something to find.
+    const int64_t length = pick(1, 24);
+    const int64_t shared = pick(0, length);
+    for (int64_t i = 0; i < length; ++i) submission.prompt_token_ids.push_back(i < shared ? i % config_.vocab_size : token());
+    submission.params = random_params();
+    submission.priority = chance(20) ? pick(-1, 1) : 0;
+    submission.cache_salt = chance(20) ? "other" : "";
+    const Submission copy = submission;
+    const auto& channel = channels_[static_cast<std::size_t>(pick(0, 2))];
+    try {
+      auto request = make_request(config_, std::move(submission), channel, next_id_ + 1);
+      ++next_id_;
+      submissions_[next_id_] = copy;
+      channel_of_[next_id_] = channel;
+      core_->add(std::move(request));
+    } catch (const Error& e) {
+      require(e.kind() == ErrorKind::kInvalidRequest, "refused with the wrong error");
+      ++refused;
+    }
+    check_state();
+  }
+
+  // The same request in an engine of its own: no neighbours, no cache, whole prompt at once.
+  Outputs alone(int64_t id, const Submission& submission) {
+    EngineConfig config = config_;
+    config.num_pages = 64 * 8;
+    config.page_size = 8;
+    config.max_num_seqs = 8;
+    config.max_num_batched_tokens = 128;
+    config.max_logit_rows = 128;
+    config.enable_prefix_caching = false;
+    // The bound that ends a sequence without max_tokens is part of the answer.
+    config.max_model_len = max_sequence_len(config_);
+    const auto controls = std::make_shared<FakeControls>();
+    controls->nan_token = nan_token_;
+    EngineCore core(config, std::make_unique<FakeExecutor>(config, controls));
+    const auto channel = std::make_shared<Channel>();
+    core.add(make_request(config, Submission(submission), channel, id));
+    while (core.step()) {
+    }
+    Outputs outputs;
+    collect(*channel, outputs);
+    return outputs;
+  }
+
+  // Requests that nothing but their tokens shapes, straight from the definition of the fake, without any engine.
+  static bool is_plain(const SamplingParams& p) {
+    return p.presence_penalty == 0.0 && p.min_tokens == 0 && p.banned_token_ids.empty() && p.bad_words.empty() &&
+           !p.allowed_token_ids && p.stop.empty();
+  }
+  std::vector<int32_t> by_definition(const Submission& submission, int32_t index) const {
+    const SamplingParams& p = submission.params;
+    std::vector<int32_t> tokens(submission.prompt_token_ids.begin(), submission.prompt_token_ids.end());
+    const auto prompt_len = static_cast<int64_t>(tokens.size());
+    const int64_t max_tokens = p.max_tokens.value_or(max_sequence_len(config_) - prompt_len);
+    SampleRow row;
+    row.temperature = static_cast<float>(p.temperature);
+    row.seed = static_cast<uint64_t>(*p.seed);
+    row.sequence = static_cast<uint64_t>(index);
+    for (int64_t i = 0; i < max_tokens; ++i) {
+      row.position = tokens.size();
+      if (std::ranges::find(tokens, nan_token_) != tokens.end()) break;
+      tokens.push_back(fake_next_token(tokens, row, config_.vocab_size));
+      const bool is_stop = std::ranges::find(p.stop_token_ids, tokens.back()) != p.stop_token_ids.end();
+      const bool is_eos = std::ranges::find(config_.eos_ids, tokens.back()) != config_.eos_ids.end();
+      if (is_stop || (is_eos && !p.ignore_eos)) break;
+    }
+    return {tokens.begin() + prompt_len, tokens.end()};
+  }
+
+  void compare_with_alone() {
+    for (const auto& [id, submission] : submissions_) {
+      if (dropped_.contains(id)) continue;
+      const Outputs expected = alone(id, submission);
+      for (int32_t index = 0; index < submission.params.n; ++index) {
+        require(outputs_.contains({id, index}), "a sequence never said anything");
+        const Output& got = outputs_[{id, index}];
+        const Output& want = expected.at({id, index});
+        const std::string name = "request " + std::to_string(id) + "." + std::to_string(index);
+        require(got.reason != FinishReason::kNone, name + " never ended");
+        if (is_plain(submission.params)) {
+          require(want.tokens == by_definition(submission, index), name + " alone has not the tokens it should have");
+        }
+        require(is_prefix(got.tokens, want.tokens), name + " has other tokens than alone");
+        require(is_prefix(got.logprobs, want.logprobs), name + " has other logprobs than alone");
+        // A NaN ends a whole chunk without its finite rows, so there the chunks show.
+        require(want.reason == FinishReason::kError || is_prefix(got.prompt_logprobs, want.prompt_logprobs),
+                name + " has other prompt logprobs than alone");
+        if (got.reason == FinishReason::kAbort) {
+          require(aborted_.contains(id), name + " was aborted by nobody");
+        } else if (got.reason != FinishReason::kError) {
+          require(got.reason == want.reason && got.tokens == want.tokens && got.text == want.text &&
+                      got.prompt_logprobs == want.prompt_logprobs,
+                  name + " ended in another way than alone");
+          const bool scores = submission.params.prompt_logprobs && index == 0;
+          require(got.prompt_logprobs.size() == (scores ? submission.prompt_token_ids.size() - 1 : 0),
+                  name + " has the wrong number of prompt logprobs");
+          ++compared;
+        }
+      }
+    }
+  }
+
+  std::mt19937_64 random_;
+  EngineConfig config_;
+  std::shared_ptr<FakeControls> controls_ = std::make_shared<FakeControls>();
+  std::unique_ptr<EngineCore> core_;
+  std::shared_ptr<Channel> channels_[3];
+  int64_t next_id_ = 0;
+  int64_t nan_token_ = -1;
+  std::map<int64_t, Submission> submissions_;
+  std::map<int64_t, std::weak_ptr<Channel>> channel_of_;
+  std::map<int64_t, bool> aborted_;
+  std::map<int64_t, bool> dropped_;
+  Outputs outputs_;
+};
+
+}  // namespace
+}  // namespace fastllm
+
+int main(int argc, char** argv) {
+  const int64_t num_schedules = argc > 1 ? std::atoll(argv[1]) : 1000;
+  const uint64_t first_seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  for (int64_t i = 0; i < num_schedules; ++i) {
+    const uint64_t seed = first_seed + static_cast<uint64_t>(i);
+    try {
+      fastllm::Simulation(seed).run();
+    } catch (const std::exception& e) {
+      std::cerr << "seed " << seed << ": " << e.what() << "\n";
+      return 1;
+    }
+  }
+  using S = fastllm::Simulation;
+  std::cout << num_schedules << " schedules from seed " << first_seed << ": " << S::steps << " steps, "
+            << S::preemptions << " preemptions, " << S::prefix_hits << " tokens from the prefix cache, " << S::compared
+            << " sequences equal to those alone, " << S::refused << " refused\n";
+  return 0;
+}

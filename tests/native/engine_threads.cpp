@@ -1,0 +1,156 @@
+// Engine from many threads, with the fake executor: concurrent submit, abort, poll, stats, dropped channels and close.
+// Meant for the sanitizers; the checks are that everything ends, once, and that no page stays referenced.
+#include <atomic>
+#include <chrono>
+#include <iostream>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+#include "engine/engine.h"
+#include "engine/fake_executor.h"
+
+namespace fastllm {
+namespace {
+
+void require(bool condition, const std::string& what) {
+  if (!condition) throw std::runtime_error(what);
+}
+
+EngineConfig small_config() {
+  EngineConfig config;
+  config.num_pages = 64;
+  config.page_size = 4;
+  config.vocab_size = 50;
+  config.max_model_len = 64;
+  config.max_num_seqs = 8;
+  config.max_num_batched_tokens = 32;
+  config.max_logit_rows = 16;
+  config.max_queue = 1000;
+  return config;
+}
+
+Submission random_submission(std::mt19937& random) {
+  Submission submission;
+  const auto length = 1 + random() % 20;
+  for (std::size_t i = 0; i < length; ++i) submission.prompt_token_ids.push_back(static_cast<int64_t>(random() % 50));
+  submission.params.max_tokens = 1 + static_cast<int64_t>(random() % 20);
+  submission.params.n = 1 + static_cast<int64_t>(random() % 3);
+  return submission;
+}
+
+// Submits and aborts; reads until everything it submitted has ended.
+void client(Engine& engine, uint32_t seed, std::atomic<int64_t>& num_ended) {
+  std::mt19937 random(seed);
+  const std::shared_ptr<Channel> channel = engine.open_channel();
+  std::map<int64_t, int64_t> open;  // request -> sequences that have not ended
+  const auto read = [&](double timeout_s) {
+    for (const RequestDelta& d : channel->poll(timeout_s)) {
+      if (d.finish_reason == FinishReason::kNone) continue;
+      require(open.contains(d.request_id), "an unknown or ended request spoke");
+      if (--open[d.request_id] == 0) open.erase(d.request_id);
+      ++num_ended;
+    }
+  };
+  for (int i = 0; i < 200; ++i) {
+    Submission submission = random_submission(random);
+    const int64_t n = submission.params.n;
+    const int64_t id = engine.submit(std::move(submission), channel);
+    open[id] = n;
+    if (random() % 3 == 0) engine.abort(id - static_cast<int64_t>(random() % 3));
+    if (random() % 4 == 0) static_cast<void>(engine.stats());
+    if (random() % 4 == 0) read(0.0);
+    if (random() % 50 == 0) {
+      const std::shared_ptr<Channel> dropped = engine.open_channel();
+      engine.submit(random_submission(random), dropped);
+    }
+  }
+  for (int i = 0; !open.empty(); ++i) {
+    require(i < 10000, "requests do not end");
+    read(0.1);
+  }
+}
+
+void run_clients() {
+  const EngineConfig config = small_config();
+  const auto controls = std::make_shared<FakeControls>();
+  Engine engine(config, std::make_unique<FakeExecutor>(config, controls));
+  std::atomic<int64_t> num_ended{0};
+  std::atomic<bool> failed{false};
+  std::vector<std::thread> threads;
+  for (uint32_t seed = 1; seed <= 4; ++seed) {
+    threads.emplace_back([&, seed] {
+      try {
+        client(engine, seed, num_ended);
+      } catch (const std::exception& e) {
+        std::cerr << "client " << seed << ": " << e.what() << "\n";
+        failed = true;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  require(!failed, "a client failed");
+  EngineStats stats = engine.stats();
+  for (int i = 0; i < 1000 && stats.num_requests != stats.num_requests_finished; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    stats = engine.stats();
+  }
+  require(stats.num_pages_referenced == 0 && stats.num_running == 0 && stats.num_waiting == 0, "something was left");
+  require(controls->num_bad_reads == 0, "a slot held another position");
+  const int64_t steps = controls->num_steps;
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  require(controls->num_steps == steps, "an idle engine steps");
+  engine.close();
+  engine.close();
+  std::cout << num_ended << " sequences ended, " << steps << " steps, " << stats.num_preemptions << " preemptions\n";
+}
+
+// close() in the middle of work: everything ends with kEngineClosed, later calls throw.
+void close_while_busy() {
+  const EngineConfig config = small_config();
+  const auto controls = std::make_shared<FakeControls>();
+  controls->delay_us = 1000;
+  Engine engine(config, std::make_unique<FakeExecutor>(config, controls));
+  const std::shared_ptr<Channel> channel = engine.open_channel();
+  std::mt19937 random(7);
+  int64_t num_open = 0;
+  for (int i = 0; i < 40; ++i) {
+    Submission submission = random_submission(random);
+    num_open += submission.params.n;
+    engine.submit(std::move(submission), channel);
+  }
+  std::thread closer([&engine] { engine.close(); });
+  engine.close();
+  closer.join();
+  for (const RequestDelta& d : channel->poll(1.0)) {
+    if (d.finish_reason == FinishReason::kNone) continue;
+    --num_open;
+    require(d.finish_reason != FinishReason::kError || d.error_kind == ErrorKind::kEngineClosed, "the wrong error");
+  }
+  require(num_open == 0, "close() left requests without an end");
+  require(channel->is_closed() && channel->poll(10.0).empty(), "a closed channel waits");
+  try {
+    engine.submit(random_submission(random), channel);
+    require(false, "a closed engine took a request");
+  } catch (const Error& e) {
+    require(e.kind() == ErrorKind::kEngineClosed, "the wrong error");
+  }
+}
+
+}  // namespace
+}  // namespace fastllm
+
+int main() {
+  try {
+    fastllm::run_clients();
+    fastllm::close_while_busy();
+  } catch (const std::exception& e) {
+    std::cerr << e.what() << "\n";
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,27 @@
+"""The devices of the operation tests: the reference, and the CPU backend at every level of this machine."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tolerances.py
+
+from fastllm import _core, ops
+from fastllm.errors import DeviceError
+
+
+def device_names():
+    names = ["reference"]
+    for level in _core.cpu_isa_levels():
+        try:
+            _core.OpsBackend(f"cpu:{level}", 1)
+        except DeviceError:
+            continue
+        names.append(f"cpu:{level}")
+    return names
+
+
+@pytest.fixture(params=device_names(), scope="session")
+def device(request):
+    return ops.Device(request.param, num_threads=2 if request.param.startswith("cpu") else 1)

@@ -1,0 +1,108 @@
+"""The operations in float64, and what tests share: random inputs, tolerances by device, paged caches."""
+
+import numpy as np
+import tolerances
+import torch
+
+from fastllm import ops
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def relative(device, *, uses_weights=False):
+    if device.name == "reference":
+        return tolerances.REFERENCE
+    if uses_weights and device.name.endswith("bf16"):
+        return tolerances.CPU_BF16_ACTIVATIONS
+    return tolerances.CPU
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def weight(rng, shape, dtype):
+    """A random weight as torch tensor of dtype, and its exact values in float64."""
+    w = torch.from_numpy(normal(rng, *shape)).to(DTYPES[dtype])
+    return w, w.double().numpy()
+
+
+def rounded(x, dtype):
+    return torch.from_numpy(np.ascontiguousarray(x)).to(DTYPES[dtype]).double().numpy()
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gated(kind, gate, up, alpha=1.702, limit=7.0):
+    gate, up = np.asarray(gate, np.float64), np.asarray(up, np.float64)
+    if kind == "silu":
+        return gate * sigmoid(gate) * up
+    if kind == "gelu_tanh":
+        return torch.nn.functional.gelu(torch.from_numpy(gate), approximate="tanh").numpy() * up
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return gate * sigmoid(alpha * gate) * (up + 1)
+
+
+def attention(q, k, v, *, scale, window=0, softcap=0.0, sinks=None):
+    """q [n, H, D] for the last n positions of k, v [length, G, D], float64. Also sum p |v|, the size of the terms."""
+    n, num_heads, _ = q.shape
+    length, num_kv_heads, _ = k.shape
+    k = np.repeat(k, num_heads // num_kv_heads, axis=1)
+    v = np.repeat(v, num_heads // num_kv_heads, axis=1)
+    scores = np.einsum("nhd,lhd->nhl", q, k) * scale
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    position = np.arange(length - n, length)[:, None]
+    seen = np.arange(length)[None, :] <= position
+    if window:
+        seen &= np.arange(length)[None, :] > position - window
+    scores = np.where(seen[:, None, :], scores, -np.inf)
+    extra = None if sinks is None else np.broadcast_to(sinks[None, :, None], (n, num_heads, 1))
+    all_scores = scores if extra is None else np.concatenate([scores, extra], axis=-1)
+    p = torch.softmax(torch.from_numpy(all_scores), dim=-1).numpy()[..., :length]
+    return np.einsum("nhl,lhd->nhd", p, v), np.einsum("nhl,lhd->nhd", p, np.abs(v))
+
+
+class PagedSequences:
+    """Sequences of random K/V stored in shuffled pages; every other page and slot holds NaN."""
+
+    def __init__(self, rng, device, lengths, num_kv_heads, head_dim, dtype="float32"):
+        self.kv = None
+        self.lengths = lengths
+        page_size = device.page_size
+        pages = [-(-n // page_size) for n in lengths]
+        num_pages = sum(pages) + 3
+        self.kv = ops.KvCache(num_pages, num_kv_heads, head_dim, dtype=dtype, device=device)
+        store(self.kv, np.full((num_pages * page_size, num_kv_heads, head_dim), np.nan, np.float32), None)
+        order = rng.permutation(num_pages)
+        self.block_table = np.full((len(lengths), max([*pages, 1])), -1, np.int32)  # unused entries are not read
+        self.k, self.v = [], []
+        for s, n in enumerate(lengths):
+            mine, order = order[: pages[s]], order[pages[s] :]
+            self.block_table[s, : pages[s]] = mine
+            k, v = normal(rng, n, num_kv_heads, head_dim), normal(rng, n, num_kv_heads, head_dim)
+            at = np.arange(n)
+            store(self.kv, k, v, np.asarray(mine, np.int64)[at // page_size] * page_size + at % page_size)
+            self.k.append(rounded(k, dtype))
+            self.v.append(rounded(v, dtype))
+
+    def attend(self, q, counts, seqs=None, context=None, **options):
+        """q rows of the given sequences, counts[i] new tokens each."""
+        seqs = list(range(len(self.lengths))) if seqs is None else seqs
+        return ops.paged_attention(
+            q,
+            self.kv,
+            query_start=np.cumsum([0, *counts]).astype(np.int32),
+            context_len=np.array([self.lengths[s] for s in seqs] if context is None else context, np.int32),
+            block_table=self.block_table[seqs],
+            out=np.full(q.shape, np.nan, np.float32),
+            **options,
+        )
+
+
+def store(kv, k, v, slots=None):
+    slots = np.arange(len(k), dtype=np.int64) if slots is None else slots
+    q = np.zeros((len(k), kv.num_kv_heads, kv.head_dim), np.float32)
+    ops.rope_and_store(q, k, k if v is None else v, cos=None, sin=None, slots=slots, kv=kv)

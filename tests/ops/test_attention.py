@@ -1,0 +1,159 @@
+"""rope_table, rope_and_store, paged_attention, copy_pages."""
+
+import numpy as np
+import oracle
+import pytest
+from tolerances import FLOAT32_EPSILON, assert_close, assert_same_bits
+
+from fastllm import ops
+
+HEADS = [(1, 1, 32), (4, 4, 64), (6, 2, 48), (8, 1, 128), (2, 2, 80)]  # H, G, D
+
+
+def ids(heads):
+    return "H{}G{}D{}".format(*heads)
+
+
+def test_rope_table_is_cos_and_sin_of_the_rounded_angle(device):
+    positions = np.array([0, 1, 17, 4095, 131071], np.int32)
+    inv_freq = (10000.0 ** -(np.arange(0, 64, 2) / 64)).astype(np.float32)
+    cos, sin = ops.rope_table(positions, inv_freq, scale=1.25, device=device)
+    angle = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
+    assert_close(cos, 1.25 * np.cos(angle), relative=4 * FLOAT32_EPSILON, scale=1.25)
+    assert_close(sin, 1.25 * np.sin(angle), relative=4 * FLOAT32_EPSILON, scale=1.25)
+    one, _ = ops.rope_table(positions[3:4], inv_freq, scale=1.25, device=device)
+    assert_same_bits(one[0], cos[3])
+    assert ops.rope_table(positions[:0], inv_freq, device=device)[0].shape == (0, 32)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=ids)
+@pytest.mark.parametrize("part", [0, 0.5, 1])
+def test_rope_rotates_pairs_half_a_rotation_apart(device, heads, part):
+    num_heads, num_kv_heads, dim = heads
+    rng = np.random.default_rng(20)
+    n = int(dim * part) // 2
+    q, k, v = (oracle.normal(rng, 5, h, dim) for h in (num_heads, num_kv_heads, num_kv_heads))
+    angle = rng.uniform(0, 6, (5, n))
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    kv = ops.KvCache(2, num_kv_heads, dim, dtype="float32", device=device)
+    slots = np.array([3, 0, 17, 31, 9])
+    got_q, got_k = ops.rope_and_store(q, k, v, cos=cos, sin=sin, slots=slots, kv=kv)
+    for got, x in [(got_q, q), (got_k, k)]:
+        a, b, rest = np.split(x.astype(np.float64), [n, 2 * n], axis=-1)
+        c, s = cos[:, None].astype(np.float64), sin[:, None].astype(np.float64)
+        exact = np.concatenate([a * c - b * s, b * c + a * s, rest], axis=-1)
+        assert_close(got, exact, relative=8 * FLOAT32_EPSILON, scale=np.abs(x).max())
+    for t in range(5):  # alone, into another cache: the same bits everywhere
+        row = slice(t, t + 1)
+        alone = ops.KvCache(2, num_kv_heads, dim, dtype="float32", device=device)
+        alone_q, alone_k = ops.rope_and_store(
+            q[row], k[row], v[row], cos=cos[row], sin=sin[row], slots=slots[row], kv=alone
+        )
+        assert_same_bits(alone_q[0], got_q[t])
+        assert_same_bits(alone_k[0], got_k[t])
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES)
+def test_a_context_of_one_token_gives_its_stored_value(device, dtype):
+    rng = np.random.default_rng(21)
+    sequences = oracle.PagedSequences(rng, device, [1, 1, 1], 2, 40, dtype)
+    q = oracle.normal(rng, 3, 4, 40)
+    got = sequences.attend(q, [1, 1, 1], scale=0.1)
+    expected = np.repeat(np.concatenate(sequences.v), 2, axis=1)
+    assert_close(got, expected, relative=4 * FLOAT32_EPSILON)
+
+
+OPTIONS = [
+    {},
+    {"window": 1},
+    {"window": 7},
+    {"window": 16},
+    {"softcap": 5.0},
+    {"sinks": True},
+    {"window": 33, "sinks": True, "softcap": 3.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) + str(o.get("window", "")) or "plain")
+@pytest.mark.parametrize("dtype", oracle.DTYPES)
+@pytest.mark.parametrize("heads", HEADS, ids=ids)
+def test_attention_over_shuffled_pages(device, heads, dtype, options):
+    num_heads, num_kv_heads, dim = heads
+    rng = np.random.default_rng(22)
+    lengths, counts = [1, 15, 16, 17, 0, 71, 40], [1, 15, 1, 3, 0, 5, 40]
+    sequences = oracle.PagedSequences(rng, device, lengths, num_kv_heads, dim, dtype)
+    q = oracle.normal(rng, sum(counts), num_heads, dim)
+    options = {"scale": dim**-0.5, **options}
+    if options.pop("sinks", False):
+        options["sinks"] = oracle.normal(rng, num_heads)
+    got = sequences.attend(q, counts, **options)
+    begin = 0
+    for s, n in enumerate(counts):
+        exact, size = oracle.attention(
+            q[begin : begin + n].astype(np.float64), sequences.k[s], sequences.v[s], **options
+        )
+        # An error in a score multiplies a probability: the scores' own rounding is D terms of size |q||k|.
+        slack = 8 if device.name != "reference" else 1
+        assert_close(
+            got[begin : begin + n],
+            exact,
+            relative=slack * oracle.relative(device),
+            scale=size + 1e-3,
+            what=f"sequence {s}",
+        )
+        begin += n
+
+
+@pytest.mark.parametrize("options", OPTIONS[::2], ids=lambda o: "+".join(o) or "plain")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_is_the_same_alone_in_a_batch_and_in_chunks(device, dtype, options):
+    rng = np.random.default_rng(23)
+    lengths = [300, 5, 33, 64]
+    sequences = oracle.PagedSequences(rng, device, lengths, 2, 64, dtype)
+    q = [oracle.normal(rng, n, 6, 64) for n in lengths]
+    options = {"scale": 0.125, **options}
+    if options.pop("sinks", False):
+        options["sinks"] = oracle.normal(rng, 6)
+    whole = sequences.attend(np.concatenate(q), lengths, **options)
+    begin = 0
+    for s, n in enumerate(lengths):
+        expected = whole[begin : begin + n]
+        begin += n
+        assert_same_bits(sequences.attend(q[s], [n], seqs=[s], **options), expected, f"sequence {s} alone")
+        last = sequences.attend(q[s][-1:], [1], seqs=[s], **options)
+        assert_same_bits(last[0], expected[-1], f"last token of sequence {s}")
+        for chunk in [1, 7, 16, 50]:
+            done = 0
+            while done < min(n, 120):
+                end = min(n, done + chunk)
+                got = sequences.attend(q[s][done:end], [end - done], seqs=[s], context=[end], **options)
+                assert_same_bits(got, expected[done:end], f"sequence {s}, chunk {chunk} at {done}")
+                done = end
+
+
+def test_no_tokens_and_no_sequences(device):
+    sequences = oracle.PagedSequences(np.random.default_rng(24), device, [3, 0], 1, 32)
+    assert sequences.attend(np.empty((0, 2, 32), np.float32), [0, 0], scale=1.0).shape == (0, 2, 32)
+    assert sequences.attend(np.empty((0, 2, 32), np.float32), [], seqs=[], scale=1.0).shape == (0, 2, 32)
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES)
+def test_copied_pages_are_equal_and_others_stay(device, dtype):
+    rng = np.random.default_rng(25)
+    kv = ops.KvCache(5, 2, 24, dtype=dtype, device=device)
+    values = oracle.normal(rng, 5 * kv.page_size, 2, 24)
+    oracle.store(kv, values, values)
+    before = [kv.page_bytes(p) for p in range(5)]
+    ops.copy_pages(kv, np.array([0, 0], np.int32), np.array([4, 2], np.int32))
+    assert [kv.page_bytes(p) for p in range(5)] == [before[0], before[1], before[0], before[3], before[0]]
+    ops.copy_pages(kv, np.empty(0, np.int32), np.empty(0, np.int32))
+
+
+def test_page_offsets_are_64_bit():
+    """A pool of 2^32 elements: only the touched ends are resident."""
+    num_pages = 2**32 // (2 * 16 * 64) + 5
+    kv = ops.KvCache(num_pages, 1, 64, dtype="float32", device="reference")
+    value = np.full((1, 1, 64), 3.0, np.float32)
+    oracle.store(kv, value, value, np.array([num_pages * kv.page_size - 1]))
+    assert any(kv.page_bytes(num_pages - 1))
+    assert not any(kv.page_bytes(0))
