@@ -7,6 +7,7 @@
 #include "bindings/backends.h"
 #include "bindings/bindings.h"
 #include "core/thread_pool.h"
+#include "cpu/probe.h"
 #include "engine/engine.h"
 #include "engine/model_executor.h"
 
@@ -47,15 +48,33 @@ std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig 
   return std::make_unique<Engine>(config, std::move(executor));
 }
 
+nb::dict measure_limits(int num_threads) {
+  double read = 0.0;
+  double float32 = 0.0;
+  double bfloat16 = 0.0;
+  {
+    nb::gil_scoped_release release;
+    ThreadPool pool(num_threads);
+    const CpuIsa isa = choose_isa(nullptr);
+    read = measure_read_bandwidth(pool);
+    float32 = measure_peak_flops(pool, isa, DType::kF32);
+    bfloat16 = measure_peak_flops(pool, isa, DType::kBF16);
+  }
+  nb::dict out;
+  out["read_bytes_per_s"] = read;
+  out["float32_flops"] = float32;
+  out["bfloat16_flops"] = bfloat16;
+  return out;
+}
+
 }  // namespace
 
 void bind_model(nb::module_& m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<Model>(m, "Model", "A model on a device: plan its memory, fill its weights, start engines.")
-      .def("__init__",
-           [](Model* self, const ModelSpec& spec, const std::string& device, int num_threads, const std::string& dtype) {
-             new (self) Model(spec, make_backend(device, num_threads), parse_float_dtype(dtype));
-           },
+      .def(nb::new_([](const ModelSpec& spec, const std::string& device, int num_threads, const std::string& dtype) {
+             return std::make_shared<Model>(spec, make_backend(device, num_threads), parse_float_dtype(dtype));
+           }),
            "spec"_a, nb::kw_only(), "device"_a, "num_threads"_a, "dtype"_a)
       .def_prop_ro("spec", [](const Model& self) { return self.spec; })
       .def_prop_ro("backend_name", [](const Model& self) { return std::string(self.backend->name()); })
@@ -82,6 +101,8 @@ void bind_model(nb::module_& m) {
              return start(self, config, kv_dtype);
            },
            "config"_a, "kv_dtype"_a, Release());
+  m.def("measure_limits", &measure_limits, "num_threads"_a,
+        "Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.");
   m.def("default_num_threads", &default_num_threads,
         "Threads that this process should use: affinity, cgroup quota, physical cores.");
 }

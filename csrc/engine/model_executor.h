@@ -12,7 +12,8 @@
 namespace fastllm {
 
 // A model and the backend that runs it. Weights are allocated by allocate_weights(), after the plan was accepted.
-struct Model {
+// enable_shared_from_this: an engine may outlive the Python object; bindings must share this ownership.
+struct Model : std::enable_shared_from_this<Model> {
   Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, DType weight_dtype);
 
   [[nodiscard]] std::vector<KvSpec> kv_specs(DType kv_dtype) const;

@@ -66,7 +66,8 @@ struct RequestDelta {
   RequestMetrics metrics;
 };
 
-class Channel {
+// enable_shared_from_this: bindings must share this ownership, not make another one.
+class Channel : public std::enable_shared_from_this<Channel> {
  public:
   Channel();
   ~Channel();

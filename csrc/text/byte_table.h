@@ -2,13 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace fastllm {
 
-class ByteTable {
+class ByteTable : public std::enable_shared_from_this<ByteTable> {
  public:
   // tokens[i] are the bytes of id i; is_special[i] != 0 marks tokens that skip_special leaves out.
   // Throws kInvalidRequest if the lists differ in length.
