@@ -37,8 +37,8 @@ $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install -q .
 	touch $@
 
-$(VENV)/.test: $(VENV)/.installed
-	$(BIN)/python -m pip install -q '.[test]' -C cmake.define.FASTLLM_FAULTS=ON
+$(VENV)/.test: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install -q '.[test]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python

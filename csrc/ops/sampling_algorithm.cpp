@@ -273,7 +273,7 @@ SampleResult sample_row(std::span<float> logits, const SampleRow& row, const Sam
   } else {
     if (row.wants_logprob) {  // the steps below overwrite the logits; rank and log-probability are of the raw ones
       std::copy(logits.begin(), logits.end(), scratch.raw.begin());
-      raw = scratch.raw;
+      raw = scratch.raw.first(logits.size());
     }
     apply_penalties(logits, row);
     // Before the choice is trusted: a penalty may overflow, and a NaN would hide from every comparison.
