@@ -304,7 +304,8 @@ def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[
     if (folder / "generation_config.json").exists():
         found = read_json_object(folder, "generation_config.json").get("eos_token_id")
     if found is None:
-        found = config.eos_token_id
+        text = config.section("text_config")
+        found = config.optional("eos_token_id", None if text is None else text.optional("eos_token_id"))
     if found is None and tokenizer is not None:
         found = tokenizer.eos_token_id
     ids = found if isinstance(found, list) else [] if found is None else [found]
