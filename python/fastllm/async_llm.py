@@ -12,12 +12,14 @@ import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import EngineClosedError
 from fastllm.outputs import RequestOutput
 from fastllm.params import SamplingParams
-from fastllm.runtime import EngineOptions, Prompt, RequestState, Runtime
+
+if TYPE_CHECKING:
+    from fastllm.runtime import EngineOptions, Prompt, RequestState
 
 # Results wake the poller at once; this only bounds how long it takes to notice that its loop is gone.
 _POLL_S = 0.5
@@ -94,6 +96,8 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str | Path | None = None, **options: Any) -> None:
+        from fastllm.runtime import Runtime  # not above: importing the package stays quick and starts no thread
+
         self._runtime = Runtime(model, _engine_options(options))
         self._pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPoller] = weakref.WeakKeyDictionary()
         self._pollers_lock = threading.Lock()
@@ -178,6 +182,8 @@ class AsyncLLM:
 
 
 def _engine_options(options: Mapping[str, Any]) -> EngineOptions:
+    from fastllm.runtime import EngineOptions
+
     try:
         return EngineOptions(**options)
     except TypeError as error:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress
+from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import InvalidRequestError, QueueFullError
 from fastllm.outputs import RequestOutput
 from fastllm.params import SamplingParams
-from fastllm.runtime import EngineOptions, Prompt, RequestState, Runtime
+
+if TYPE_CHECKING:
+    from fastllm.runtime import Prompt, RequestState
 
 # How long a wait for results lasts before Python gets to look for signals (Ctrl-C).
 _POLL_S = 0.05
@@ -73,6 +72,9 @@ class LLM:
         revision: str | None = None,
         show_progress: bool = False,
     ) -> None:
+        # Here and not above: importing the package stays quick and starts no thread (NumPy's does).
+        from fastllm.runtime import EngineOptions, Runtime
+
         self._runtime = Runtime(
             model,
             EngineOptions(
@@ -239,6 +241,9 @@ class _Collector:
     """Takes results off a channel and hands them to the requests of one call."""
 
     def __init__(self, channel: Any, total: int, show_progress: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
         self._channel = channel
         self._states: dict[int, RequestState] = {}
         self.pending: set[int] = set()

@@ -61,8 +61,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids, exactly as it would be streamed."""
-        text = _core.OutputText(self.byte_table, [], False, skip_special_tokens)
-        return "".join(text.push(int(i)) for i in ids) + text.finish()
+        text = _core.OutputText(self.byte_table, [], include_stop=False, skip_special=skip_special_tokens)
+        return "".join(text.push(int(i)).text for i in ids) + str(text.finish().text)
 
 
 class _Backend:
