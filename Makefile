@@ -1,6 +1,7 @@
 # make demo      a first text from the model in the package (no network after the install)
 # make test      everything the tests need, then all of them
 # make lint      ruff, mypy, clang-format
+# make stubs     type stubs of the native module, after a change of its bindings
 # make sanitize  native tests under address + undefined, then thread sanitizers
 # make bench     speed of this machine and share of its limits
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint stubs sanitize bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --stream
@@ -22,6 +23,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find csrc tests -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# After a change of csrc/bindings: the type stubs of the extension that is installed in the environment.
+stubs: $(VENV)/.test
+	$(BIN)/python -m pip install -q nanobind
+	$(BIN)/python -m nanobind.stubgen -q -m fastllm._core -o python/fastllm/_core.pyi
 
 bench: $(VENV)/.installed
 	$(BIN)/fastllm bench
@@ -42,7 +48,7 @@ $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python
-	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy
+	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy jinja2 typer rich tokenizers huggingface_hub
 	touch $@
 
 clean:

@@ -8,6 +8,7 @@ Prints a line per finished stream, the throughput, and the CPU time that the idl
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import time
 
@@ -43,7 +44,7 @@ async def main(model: str | None) -> None:
         tokens = sum(await asyncio.gather(*(one_stream(llm, i) for i in range(STREAMS))))
         seconds = time.perf_counter() - start
         other_work.cancel()
-        gaps = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
         print(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.0f} tokens/s")
         print(f"longest pause of the event loop: {1000 * max(gaps, default=0):.0f} ms")
         await asyncio.sleep(0.5)

@@ -1,4 +1,5 @@
-// EngineConfig, Channel, Engine, sampling parameters from a dict and their table, and an engine without a model for tests.
+// EngineConfig, Channel, Engine, sampling parameters from a dict and their table, and an engine without a model for
+// tests.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -41,7 +42,8 @@ T cast_param(const char* name, nb::handle value) {
     }
     T out{};
     if (!nb::try_cast<T>(value, out)) {
-      fail(ErrorKind::kInvalidRequest, name, " has the wrong type, or is too large: ", nb::repr(nb::borrow(value.type())).c_str());
+      fail(ErrorKind::kInvalidRequest, name,
+           " has the wrong type, or is too large: ", nb::repr(nb::borrow(value.type())).c_str());
     }
     return out;
   }
@@ -67,14 +69,29 @@ nb::object error_of(const RequestDelta& delta) {
   if (delta.finish_reason != FinishReason::kError) return nb::none();
   const char* cls = "InternalError";
   switch (delta.error_kind) {
-    case ErrorKind::kInvalidRequest: cls = "InvalidRequestError"; break;
-    case ErrorKind::kCheckpoint: cls = "CheckpointError"; break;
-    case ErrorKind::kUnsupportedModel: cls = "UnsupportedModelError"; break;
-    case ErrorKind::kOutOfMemory: cls = "OutOfMemoryError"; break;
-    case ErrorKind::kDevice: cls = "DeviceError"; break;
-    case ErrorKind::kQueueFull: cls = "QueueFullError"; break;
-    case ErrorKind::kEngineClosed: cls = "EngineClosedError"; break;
-    case ErrorKind::kInternal: break;
+    case ErrorKind::kInvalidRequest:
+      cls = "InvalidRequestError";
+      break;
+    case ErrorKind::kCheckpoint:
+      cls = "CheckpointError";
+      break;
+    case ErrorKind::kUnsupportedModel:
+      cls = "UnsupportedModelError";
+      break;
+    case ErrorKind::kOutOfMemory:
+      cls = "OutOfMemoryError";
+      break;
+    case ErrorKind::kDevice:
+      cls = "DeviceError";
+      break;
+    case ErrorKind::kQueueFull:
+      cls = "QueueFullError";
+      break;
+    case ErrorKind::kEngineClosed:
+      cls = "EngineClosedError";
+      break;
+    case ErrorKind::kInternal:
+      break;
   }
   return nb::module_::import_("fastllm.errors").attr(cls)(delta.error_message);
 }
@@ -137,17 +154,18 @@ void bind_fake_engine(nb::module_& m) {
   add("nan_token", &FakeControls::nan_token);
   add("num_bad_reads", &FakeControls::num_bad_reads);
   add("num_steps", &FakeControls::num_steps);
-  m.def("make_fake_engine",
-        [](EngineConfig config, int64_t page_size, int64_t vocab_size) {
-          config.page_size = page_size;
-          config.vocab_size = vocab_size;
-          check(config);
-          auto fake_controls = std::make_shared<FakeControls>();
-          auto executor = std::make_unique<FakeExecutor>(config, fake_controls);
-          return std::pair(std::make_unique<Engine>(config, std::move(executor)), std::move(fake_controls));
-        },
-        "config"_a, nb::kw_only(), "page_size"_a, "vocab_size"_a,
-        "For tests: an engine whose next token is a hash of all tokens before, and the controls of its executor.");
+  m.def(
+      "make_fake_engine",
+      [](EngineConfig config, int64_t page_size, int64_t vocab_size) {
+        config.page_size = page_size;
+        config.vocab_size = vocab_size;
+        check(config);
+        auto fake_controls = std::make_shared<FakeControls>();
+        auto executor = std::make_unique<FakeExecutor>(config, fake_controls);
+        return std::pair(std::make_unique<Engine>(config, std::move(executor)), std::move(fake_controls));
+      },
+      "config"_a, nb::kw_only(), "page_size"_a, "vocab_size"_a,
+      "For tests: an engine whose next token is a hash of all tokens before, and the controls of its executor.");
 }
 
 void bind_outputs(nb::module_& m) {
@@ -200,49 +218,51 @@ void bind_engine(nb::module_& m) {
   m.def("sampling_param_table", &table_of_params,
         "Each sampling parameter: name, type, default (as a Python literal), range, limits of lists, help.");
   nb::class_<EngineConfig>(m, "EngineConfig")
-      .def("__init__",
-           [](EngineConfig* self, int64_t num_pages, int64_t max_model_len, int64_t max_num_seqs,
-              int64_t max_num_batched_tokens, int64_t max_logit_rows, int64_t max_queue, bool enable_prefix_caching,
-              uint64_t seed, const std::vector<int32_t>& eos_ids, const std::shared_ptr<ByteTable>& byte_table) {
-             EngineConfig config;
-             config.num_pages = num_pages;
-             config.max_model_len = max_model_len;
-             config.max_num_seqs = max_num_seqs;
-             config.max_num_batched_tokens = max_num_batched_tokens;
-             config.max_logit_rows = max_logit_rows;
-             config.max_queue = max_queue;
-             config.enable_prefix_caching = enable_prefix_caching;
-             config.seed = seed;
-             config.eos_ids = eos_ids;
-             config.byte_table = byte_table;
-             new (self) EngineConfig(std::move(config));
-           },
-           nb::kw_only(), "num_pages"_a, "max_model_len"_a, "max_num_seqs"_a, "max_num_batched_tokens"_a,
-           "max_logit_rows"_a, "max_queue"_a, "enable_prefix_caching"_a, "seed"_a, "eos_ids"_a,
-           "byte_table"_a.none());
+      .def(
+          "__init__",
+          [](EngineConfig* self, int64_t num_pages, int64_t max_model_len, int64_t max_num_seqs,
+             int64_t max_num_batched_tokens, int64_t max_logit_rows, int64_t max_queue, bool enable_prefix_caching,
+             uint64_t seed, const std::vector<int32_t>& eos_ids, const std::shared_ptr<ByteTable>& byte_table) {
+            EngineConfig config;
+            config.num_pages = num_pages;
+            config.max_model_len = max_model_len;
+            config.max_num_seqs = max_num_seqs;
+            config.max_num_batched_tokens = max_num_batched_tokens;
+            config.max_logit_rows = max_logit_rows;
+            config.max_queue = max_queue;
+            config.enable_prefix_caching = enable_prefix_caching;
+            config.seed = seed;
+            config.eos_ids = eos_ids;
+            config.byte_table = byte_table;
+            new (self) EngineConfig(std::move(config));
+          },
+          nb::kw_only(), "num_pages"_a, "max_model_len"_a, "max_num_seqs"_a, "max_num_batched_tokens"_a,
+          "max_logit_rows"_a, "max_queue"_a, "enable_prefix_caching"_a, "seed"_a, "eos_ids"_a, "byte_table"_a.none());
   nb::class_<Channel>(m, "Channel", "Where the results of requests go; see Engine.open_channel().")
       .def("poll", &Channel::poll, "timeout_s"_a, Release(),
            "Takes all new results, at most one per sequence; waits up to timeout_s for one.")
       .def_prop_ro("is_closed", &Channel::is_closed);
   nb::class_<Engine>(m, "Engine", "A running engine; made by Model.start().")
       .def("open_channel", &Engine::open_channel)
-      .def("submit",
-           [](Engine& self, std::vector<int64_t> prompt_token_ids, const nb::dict& params,
-              const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt) {
-             Submission submission{std::move(prompt_token_ids), params_from(params), priority, std::move(cache_salt)};
-             nb::gil_scoped_release release;
-             return self.submit(std::move(submission), channel);
-           },
-           "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "")
+      .def(
+          "submit",
+          [](Engine& self, std::vector<int64_t> prompt_token_ids, const nb::dict& params,
+             const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt) {
+            Submission submission{std::move(prompt_token_ids), params_from(params), priority, std::move(cache_salt)};
+            nb::gil_scoped_release release;
+            return self.submit(std::move(submission), channel);
+          },
+          "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "")
       .def("abort", &Engine::abort, "request_id"_a, Release())
-      .def("stats", [](const Engine& self) {
-        EngineStats stats;
-        {
-          nb::gil_scoped_release release;
-          stats = self.stats();
-        }
-        return stats_of(stats);
-      })
+      .def("stats",
+           [](const Engine& self) {
+             EngineStats stats;
+             {
+               nb::gil_scoped_release release;
+               stats = self.stats();
+             }
+             return stats_of(stats);
+           })
       .def("close", &Engine::close, Release())
       .def_prop_ro("is_closed", &Engine::is_closed);
 }

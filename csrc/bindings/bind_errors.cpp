@@ -8,14 +8,22 @@ namespace {
 
 const char* python_class(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::kInvalidRequest: return "InvalidRequestError";
-    case ErrorKind::kCheckpoint: return "CheckpointError";
-    case ErrorKind::kUnsupportedModel: return "UnsupportedModelError";
-    case ErrorKind::kOutOfMemory: return "OutOfMemoryError";
-    case ErrorKind::kDevice: return "DeviceError";
-    case ErrorKind::kQueueFull: return "QueueFullError";
-    case ErrorKind::kEngineClosed: return "EngineClosedError";
-    case ErrorKind::kInternal: return "InternalError";
+    case ErrorKind::kInvalidRequest:
+      return "InvalidRequestError";
+    case ErrorKind::kCheckpoint:
+      return "CheckpointError";
+    case ErrorKind::kUnsupportedModel:
+      return "UnsupportedModelError";
+    case ErrorKind::kOutOfMemory:
+      return "OutOfMemoryError";
+    case ErrorKind::kDevice:
+      return "DeviceError";
+    case ErrorKind::kQueueFull:
+      return "QueueFullError";
+    case ErrorKind::kEngineClosed:
+      return "EngineClosedError";
+    case ErrorKind::kInternal:
+      return "InternalError";
   }
   return "InternalError";
 }

@@ -24,8 +24,13 @@ ModelWeights& weights_of(Model& model) {
 
 void fill_matrix(Model& model, const std::string& name, uintptr_t address, const std::string& dtype, int64_t num_rows,
                  int64_t num_cols, int64_t row_stride, int64_t col_stride, int64_t row_begin, int64_t expert) {
-  const WeightSlice slice{reinterpret_cast<const void*>(address), parse_float_dtype(dtype), row_stride, col_stride,
-                          row_begin, num_rows, expert};
+  const WeightSlice slice{reinterpret_cast<const void*>(address),
+                          parse_float_dtype(dtype),
+                          row_stride,
+                          col_stride,
+                          row_begin,
+                          num_rows,
+                          expert};
   weights_of(model).fill_matrix(name, slice, num_cols);
 }
 
@@ -81,26 +86,30 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("num_threads", [](const Model& self) { return self.backend->num_threads(); })
       .def_prop_ro("page_size", [](const Model& self) { return self.backend->page_size(); })
       .def("weight_bytes", &Model::weight_bytes)
-      .def("step_bytes",
-           [](const Model& self, int64_t max_tokens, int64_t max_seqs, int64_t max_logit_rows) {
-             return self.step_bytes({max_tokens, max_seqs, max_logit_rows});
-           },
-           nb::kw_only(), "max_tokens"_a, "max_seqs"_a, "max_logit_rows"_a)
-      .def("kv_page_bytes",
-           [](const Model& self, const std::string& dtype) { return self.kv_page_bytes(parse_float_dtype(dtype)); },
-           "kv_dtype"_a)
+      .def(
+          "step_bytes",
+          [](const Model& self, int64_t max_tokens, int64_t max_seqs, int64_t max_logit_rows) {
+            return self.step_bytes({max_tokens, max_seqs, max_logit_rows});
+          },
+          nb::kw_only(), "max_tokens"_a, "max_seqs"_a, "max_logit_rows"_a)
+      .def(
+          "kv_page_bytes",
+          [](const Model& self, const std::string& dtype) { return self.kv_page_bytes(parse_float_dtype(dtype)); },
+          "kv_dtype"_a)
       .def("allocate_weights", &Model::allocate_weights, Release())
       .def("fill_matrix", &fill_matrix, nb::kw_only(), "name"_a, "address"_a, "dtype"_a, "num_rows"_a, "num_cols"_a,
            "row_stride"_a, "col_stride"_a, "row_begin"_a, "expert"_a, Release())
       .def("fill_vector", &fill_vector, nb::kw_only(), "name"_a, "address"_a, "dtype"_a, "count"_a, "stride"_a,
            "offset"_a, Release())
-      .def("fill_random", [](Model& self, uint64_t seed) { weights_of(self).fill_random(seed); }, "seed"_a, Release())
+      .def(
+          "fill_random", [](Model& self, uint64_t seed) { weights_of(self).fill_random(seed); }, "seed"_a, Release())
       .def("unfilled", [](Model& self) { return weights_of(self).unfilled(); })
-      .def("start",
-           [](const std::shared_ptr<Model>& self, const EngineConfig& config, const std::string& kv_dtype) {
-             return start(self, config, kv_dtype);
-           },
-           "config"_a, "kv_dtype"_a, Release());
+      .def(
+          "start",
+          [](const std::shared_ptr<Model>& self, const EngineConfig& config, const std::string& kv_dtype) {
+            return start(self, config, kv_dtype);
+          },
+          "config"_a, "kv_dtype"_a, Release());
   m.def("measure_limits", &measure_limits, "num_threads"_a,
         "Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.");
   m.def("default_num_threads", &default_num_threads,

@@ -40,25 +40,33 @@ void bind_text(nb::module_& m) {
   nb::class_<ByteTable>(m, "ByteTable", "Bytes of each token id and whether it is special; immutable.")
       .def(nb::new_(&make_byte_table), "tokens"_a, "is_special"_a)
       .def("__len__", &ByteTable::size)
-      .def("bytes", [](const ByteTable& self, int32_t token) {
-        const std::string_view bytes = self.bytes(token);
-        return nb::bytes(bytes.data(), bytes.size());
-      }, "token"_a, "Bytes of a token; empty for an id outside the table.")
+      .def(
+          "bytes",
+          [](const ByteTable& self, int32_t token) {
+            const std::string_view bytes = self.bytes(token);
+            return nb::bytes(bytes.data(), bytes.size());
+          },
+          "token"_a, "Bytes of a token; empty for an id outside the table.")
       .def("is_special", &ByteTable::is_special, "token"_a)
       .def("decode", &decode, "ids"_a, nb::kw_only(), "skip_special"_a, "strip_first_space"_a = false,
            nb::call_guard<nb::gil_scoped_release>(), "Text of a whole sequence; equals its streamed pieces, joined.");
 
   nb::class_<Detokenizer>(m, "Detokenizer", "Ids of one sequence to valid UTF-8, piece by piece.")
-      .def("__init__", [](Detokenizer* self, const std::shared_ptr<ByteTable>& table, bool skip_special,
-                          bool strip_first_space) {
-        require(table);
-        new (self) Detokenizer(table, skip_special, strip_first_space);
-      }, "byte_table"_a.none(), nb::kw_only(), "skip_special"_a = true, "strip_first_space"_a = false)
-      .def("push", [](Detokenizer& self, int32_t token) {
-        std::string out;
-        self.push(token, out);
-        return out;
-      }, "token"_a)
+      .def(
+          "__init__",
+          [](Detokenizer* self, const std::shared_ptr<ByteTable>& table, bool skip_special, bool strip_first_space) {
+            require(table);
+            new (self) Detokenizer(table, skip_special, strip_first_space);
+          },
+          "byte_table"_a.none(), nb::kw_only(), "skip_special"_a = true, "strip_first_space"_a = false)
+      .def(
+          "push",
+          [](Detokenizer& self, int32_t token) {
+            std::string out;
+            self.push(token, out);
+            return out;
+          },
+          "token"_a)
       .def("flush", [](Detokenizer& self) {
         std::string out;
         self.flush(out);
@@ -67,11 +75,14 @@ void bind_text(nb::module_& m) {
 
   nb::class_<StopMatcher>(m, "StopMatcher", "Stop strings over text in pieces; feed() gives (safe text, index or -1).")
       .def(nb::init<std::vector<std::string>, bool>(), "stops"_a, nb::kw_only(), "keeps_stop"_a)
-      .def("feed", [](StopMatcher& self, const nb::bytes& text) {
-        std::string out;
-        const int stop = self.feed({text.c_str(), text.size()}, out);
-        return nb::make_tuple(nb::bytes(out.data(), out.size()), stop);
-      }, "text"_a)
+      .def(
+          "feed",
+          [](StopMatcher& self, const nb::bytes& text) {
+            std::string out;
+            const int stop = self.feed({text.c_str(), text.size()}, out);
+            return nb::make_tuple(nb::bytes(out.data(), out.size()), stop);
+          },
+          "text"_a)
       .def("finish", [](StopMatcher& self) {
         std::string out;
         self.finish(out);
@@ -83,12 +94,15 @@ void bind_text(nb::module_& m) {
       .def_ro("stopped", &OutputText::Piece::stopped)
       .def_ro("stop_index", &OutputText::Piece::stop_index);
   nb::class_<OutputText>(m, "OutputText", "Text of a growing sequence: whole characters, up to a stop string.")
-      .def("__init__", [](OutputText* self, const std::shared_ptr<ByteTable>& table, std::vector<std::string> stop,
-                          bool include_stop, bool skip_special, bool strip_first_space) {
-        require(table);
-        new (self) OutputText(table, std::move(stop), include_stop, skip_special, strip_first_space);
-      }, "byte_table"_a.none(), "stop"_a, nb::kw_only(), "include_stop"_a, "skip_special"_a,
-         "strip_first_space"_a = false)
+      .def(
+          "__init__",
+          [](OutputText* self, const std::shared_ptr<ByteTable>& table, std::vector<std::string> stop,
+             bool include_stop, bool skip_special, bool strip_first_space) {
+            require(table);
+            new (self) OutputText(table, std::move(stop), include_stop, skip_special, strip_first_space);
+          },
+          "byte_table"_a.none(), "stop"_a, nb::kw_only(), "include_stop"_a, "skip_special"_a,
+          "strip_first_space"_a = false)
       .def("push", &OutputText::push, "token"_a)
       .def("finish", &OutputText::finish);
 }

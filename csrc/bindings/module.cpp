@@ -1,4 +1,5 @@
-// fastllm._core: one bind_x per area. A binding converts, checks what only Python can get wrong, releases the GIL, calls.
+// fastllm._core: one bind_x per area. A binding converts, checks what only Python can get wrong, releases the GIL,
+// calls.
 #include "bindings/bindings.h"
 
 NB_MODULE(_core, m) {

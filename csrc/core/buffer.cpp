@@ -30,7 +30,8 @@ Buffer::Buffer(int64_t bytes, const char* what) : size_(bytes) {
   }
   mapping_ = static_cast<std::byte*>(mapping);
   const auto address = reinterpret_cast<uintptr_t>(mapping_);
-  const uintptr_t aligned = (address + static_cast<uintptr_t>(alignment) - 1) & ~(static_cast<uintptr_t>(alignment) - 1);
+  const uintptr_t aligned =
+      (address + static_cast<uintptr_t>(alignment) - 1) & ~(static_cast<uintptr_t>(alignment) - 1);
   data_ = mapping_ + (aligned - address);
   if (alignment == kHugePage) madvise(data_, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);  // best effort
 }
@@ -59,7 +60,8 @@ void* Arena::take_bytes(int64_t count, int64_t element_size) {
   const int64_t start = used_;
   used_ = checked_add(used_, bytes, "arena");
   if (is_planning_) return nullptr;
-  FASTLLM_CHECK(used_ <= static_cast<int64_t>(memory_.size()), "arena of ", memory_.size(), " bytes, asked for ", used_);
+  FASTLLM_CHECK(used_ <= static_cast<int64_t>(memory_.size()), "arena of ", memory_.size(), " bytes, asked for ",
+                used_);
   return memory_.data() + start;
 }
 

@@ -14,24 +14,36 @@ enum class DType : uint8_t { kF32, kBF16, kF16, kI32, kI64, kU8 };
 
 constexpr int64_t size_of(DType t) {
   switch (t) {
-    case DType::kF32: return 4;
-    case DType::kBF16: return 2;
-    case DType::kF16: return 2;
-    case DType::kI32: return 4;
-    case DType::kI64: return 8;
-    case DType::kU8: return 1;
+    case DType::kF32:
+      return 4;
+    case DType::kBF16:
+      return 2;
+    case DType::kF16:
+      return 2;
+    case DType::kI32:
+      return 4;
+    case DType::kI64:
+      return 8;
+    case DType::kU8:
+      return 1;
   }
   return 0;
 }
 
 constexpr const char* name_of(DType t) {
   switch (t) {
-    case DType::kF32: return "float32";
-    case DType::kBF16: return "bfloat16";
-    case DType::kF16: return "float16";
-    case DType::kI32: return "int32";
-    case DType::kI64: return "int64";
-    case DType::kU8: return "uint8";
+    case DType::kF32:
+      return "float32";
+    case DType::kBF16:
+      return "bfloat16";
+    case DType::kF16:
+      return "float16";
+    case DType::kI32:
+      return "int32";
+    case DType::kI64:
+      return "int64";
+    case DType::kU8:
+      return "uint8";
   }
   return "?";
 }
@@ -89,12 +101,16 @@ constexpr f16 to_f16(float x) {
 template <class F>
 decltype(auto) with_float_dtype(DType t, F&& f) {
   switch (t) {
-    case DType::kF32: return f(float{});
-    case DType::kBF16: return f(bf16{});
-    case DType::kF16: return f(f16{});
+    case DType::kF32:
+      return f(float{});
+    case DType::kBF16:
+      return f(bf16{});
+    case DType::kF16:
+      return f(f16{});
     case DType::kI32:
     case DType::kI64:
-    case DType::kU8: break;
+    case DType::kU8:
+      break;
   }
   fail(ErrorKind::kInternal, "with_float_dtype: ", name_of(t), " is not a float type");
 }
@@ -102,10 +118,16 @@ decltype(auto) with_float_dtype(DType t, F&& f) {
 template <class T>
 T from_float(float x);
 template <>
-constexpr float from_float<float>(float x) { return x; }
+constexpr float from_float<float>(float x) {
+  return x;
+}
 template <>
-constexpr bf16 from_float<bf16>(float x) { return to_bf16(x); }
+constexpr bf16 from_float<bf16>(float x) {
+  return to_bf16(x);
+}
 template <>
-constexpr f16 from_float<f16>(float x) { return to_f16(x); }
+constexpr f16 from_float<f16>(float x) {
+  return to_f16(x);
+}
 
 }  // namespace fastllm

@@ -10,14 +10,14 @@
 namespace fastllm {
 
 enum class ErrorKind {
-  kInvalidRequest,     // fastllm.InvalidRequestError (a ValueError): the caller's argument is wrong
-  kCheckpoint,         // fastllm.CheckpointError: a file is wrong
-  kUnsupportedModel,   // fastllm.UnsupportedModelError: well-formed, but not known here
-  kOutOfMemory,        // fastllm.OutOfMemoryError: a plan does not fit, or an allocation failed
-  kDevice,             // fastllm.DeviceError: the machine cannot do what was asked
-  kQueueFull,          // fastllm.QueueFullError: the bounded waiting queue is full
-  kEngineClosed,       // fastllm.EngineClosedError: used after close(), or after fork()
-  kInternal,           // fastllm.InternalError: a bug of ours
+  kInvalidRequest,    // fastllm.InvalidRequestError (a ValueError): the caller's argument is wrong
+  kCheckpoint,        // fastllm.CheckpointError: a file is wrong
+  kUnsupportedModel,  // fastllm.UnsupportedModelError: well-formed, but not known here
+  kOutOfMemory,       // fastllm.OutOfMemoryError: a plan does not fit, or an allocation failed
+  kDevice,            // fastllm.DeviceError: the machine cannot do what was asked
+  kQueueFull,         // fastllm.QueueFullError: the bounded waiting queue is full
+  kEngineClosed,      // fastllm.EngineClosedError: used after close(), or after fork()
+  kInternal,          // fastllm.InternalError: a bug of ours
 };
 
 class Error : public std::runtime_error {
@@ -38,11 +38,11 @@ template <class... Parts>
 }
 
 // For what cannot happen unless there is a bug here. Never for input.
-#define FASTLLM_CHECK(condition, ...)                                                                         \
-  do {                                                                                                        \
-    if (!(condition)) {                                                                                       \
+#define FASTLLM_CHECK(condition, ...)                                                                           \
+  do {                                                                                                          \
+    if (!(condition)) {                                                                                         \
       ::fastllm::fail(::fastllm::ErrorKind::kInternal, "internal check failed: " #condition ": ", __VA_ARGS__); \
-    }                                                                                                         \
+    }                                                                                                           \
   } while (false)
 
 }  // namespace fastllm

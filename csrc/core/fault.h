@@ -9,9 +9,9 @@ namespace fastllm::fault {
 enum class Point : uint8_t { kAlloc, kKernel, kQueue, kIo };
 
 #ifdef FASTLLM_FAULTS
-bool should_fail(Point point);           // counts the pass; thread-safe
-void arm(Point point, int64_t nth);      // nth counts from 1; 0 disarms. Used by tests through the bindings.
-int64_t passes(Point point);             // passes counted since arm()
+bool should_fail(Point point);       // counts the pass; thread-safe
+void arm(Point point, int64_t nth);  // nth counts from 1; 0 disarms. Used by tests through the bindings.
+int64_t passes(Point point);         // passes counted since arm()
 #else
 constexpr bool should_fail(Point) { return false; }
 #endif

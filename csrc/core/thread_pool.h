@@ -2,8 +2,8 @@
 // ranges (one memory stream per thread) whose rest is stolen when a worker finishes early. Who computes a unit never
 // changes its value, so results do not depend on the number of threads.
 //
-// Thread contract: parallel_for is called by one thread at a time. Between calls the helpers spin for `kHotMicroseconds`,
-// then sleep on a futex: an idle pool uses no CPU.
+// Thread contract: parallel_for is called by one thread at a time. Between calls the helpers spin for
+// `kHotMicroseconds`, then sleep on a futex: an idle pool uses no CPU.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ class ThreadPool {
   template <class Body>
   void parallel_for(int64_t num_units, int64_t grain, Body&& body) {
     using B = std::remove_reference_t<Body>;
-    run(num_units, grain,
+    run(
+        num_units, grain,
         [](void* context, int64_t begin, int64_t end, int thread_idx) {
           (*static_cast<B*>(context))(begin, end, thread_idx);
         },

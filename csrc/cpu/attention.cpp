@@ -1,8 +1,8 @@
 // Attention over pages: which rows are computed together, and in what order their tiles are merged.
 //
 // Item = (sequence, kv head, up to 32 rows): the heads of the group times as many consecutive query tokens as fit, so a
-// page is read once for all of them. An item walks its tiles of 256 tokens (absolute positions) from left to right; each
-// tile gives a partial (m, l, o) of its own, which is merged into the sum. A row's bits depend on its own position
+// page is read once for all of them. An item walks its tiles of 256 tokens (absolute positions) from left to right;
+// each tile gives a partial (m, l, o) of its own, which is merged into the sum. A row's bits depend on its own position
 // alone: not on the chunk, the batch, or the number of threads.
 #include <algorithm>
 

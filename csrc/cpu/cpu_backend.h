@@ -132,7 +132,9 @@ struct PageLayout {
 
 // One row per unit; few enough numbers stay on the calling thread.
 constexpr int64_t kNumbersPerTask = 1 << 14;
-constexpr int64_t rows_per_task(int64_t cols) { return cols >= kNumbersPerTask ? 1 : kNumbersPerTask / (cols > 0 ? cols : 1); }
+constexpr int64_t rows_per_task(int64_t cols) {
+  return cols >= kNumbersPerTask ? 1 : kNumbersPerTask / (cols > 0 ? cols : 1);
+}
 
 }  // namespace cpu
 }  // namespace fastllm

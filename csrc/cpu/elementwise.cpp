@@ -29,8 +29,8 @@ void CpuBackend::rms_norm(const RmsNormArgs& args) {
 }
 
 void CpuBackend::rope_table(const RopeTableArgs& args) {
-  // In double: at position 100000 the angle of a float has 1e-2 of error left if its sine is not taken exactly. The angle
-  // itself is rounded to float as every public implementation does.
+  // In double: at position 100000 the angle of a float has 1e-2 of error left if its sine is not taken exactly. The
+  // angle itself is rounded to float as every public implementation does.
   pool_.parallel_for(args.num_tokens, rows_per_task(32 * args.num_freqs), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin * args.num_freqs; i < end * args.num_freqs; ++i) {
       const float position = static_cast<float>(args.positions[i / args.num_freqs]);
@@ -69,9 +69,12 @@ void CpuBackend::rope_and_store(const RopeAndStoreArgs& args) {
 void CpuBackend::gated_activation(const GatedActivationArgs& args) {
   const auto kind_of = [](Activation a) {
     switch (a) {
-      case Activation::kSilu: return GatedKind::kSilu;
-      case Activation::kGeluTanh: return GatedKind::kGeluTanh;
-      case Activation::kClampedSwiglu: return GatedKind::kClampedSwiglu;
+      case Activation::kSilu:
+        return GatedKind::kSilu;
+      case Activation::kGeluTanh:
+        return GatedKind::kGeluTanh;
+      case Activation::kClampedSwiglu:
+        return GatedKind::kClampedSwiglu;
     }
     fail(ErrorKind::kInternal, "gated_activation: unknown activation");
   };

@@ -90,7 +90,9 @@ void gated(const GatedRow& row) {
     Vec u = load_n(row.up + i, n);
     Vec y;
     switch (row.kind) {
-      case GatedKind::kSilu: y = mul(mul(g, sigmoid(g)), u); break;
+      case GatedKind::kSilu:
+        y = mul(mul(g, sigmoid(g)), u);
+        break;
       case GatedKind::kGeluTanh: {
         const Vec cubic = mul(mul(mul(g, g), g), set1(0.044715f));
         const Vec t = tanh(mul(set1(0.7978845608f), add(g, cubic)));
@@ -122,9 +124,8 @@ void add_gated(float* residual, const float* x, float gate, int64_t size) {
 
 void softcap(float* x, float cap, int64_t size) {
   const Vec c = set1(cap);
-  for_lanes(size, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-    store_n(x + i, mul(c, tanh(div(load_n(x + i, n), c))), n);
-  });
+  for_lanes(size, [&](int64_t i, int64_t n)
+                      __attribute__((always_inline)) { store_n(x + i, mul(c, tanh(div(load_n(x + i, n), c))), n); });
 }
 
 }  // namespace

@@ -26,17 +26,22 @@ constinit const KernelTable kBf16Table = FASTLLM_KERNEL_TABLE(bf16);
 
 const KernelTable& kernels_for(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kScalar: return kScalarTable;
+    case CpuIsa::kScalar:
+      return kScalarTable;
 #if defined(__x86_64__)
-    case CpuIsa::kAvx2: return kAvx2Table;
+    case CpuIsa::kAvx2:
+      return kAvx2Table;
     case CpuIsa::kAvx512:
-    case CpuIsa::kVnni: return kAvx512Table;
-    case CpuIsa::kBf16: return kBf16Table;
+    case CpuIsa::kVnni:
+      return kAvx512Table;
+    case CpuIsa::kBf16:
+      return kBf16Table;
 #else
     case CpuIsa::kAvx2:
     case CpuIsa::kAvx512:
     case CpuIsa::kVnni:
-    case CpuIsa::kBf16: break;
+    case CpuIsa::kBf16:
+      break;
 #endif
   }
   fail(ErrorKind::kDevice, "cpu: this build has no kernels for level ", name_of(isa), "; use \"cpu:scalar\"");

@@ -136,7 +136,7 @@ struct ElementwiseKernels {
 
 struct ProbeKernels {
   void (*read)(const std::byte* data, int64_t bytes, float* sink);  // bytes: a multiple of 256
-  double (*fma_loop)(int64_t num_rounds);  // returns floating point operations done
+  double (*fma_loop)(int64_t num_rounds);                           // returns floating point operations done
   double (*dot_loop)(int64_t num_rounds);  // bf16 dot products; nullptr where the level lacks them
 };
 
@@ -150,10 +150,10 @@ struct KernelTable {
 }  // namespace fastllm::cpu
 
 #define FASTLLM_INLINE inline __attribute__((always_inline))
-#define FASTLLM_DECLARE_KERNELS(isa)              \
-  namespace fastllm::cpu::isa {                   \
-  extern const LinearEntry kLinearKernels[];      \
-  extern const AttentionKernels kAttentionKernels; \
+#define FASTLLM_DECLARE_KERNELS(isa)                   \
+  namespace fastllm::cpu::isa {                        \
+  extern const LinearEntry kLinearKernels[];           \
+  extern const AttentionKernels kAttentionKernels;     \
   extern const ElementwiseKernels kElementwiseKernels; \
-  extern const ProbeKernels kProbeKernels;        \
+  extern const ProbeKernels kProbeKernels;             \
   }

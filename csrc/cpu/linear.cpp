@@ -82,8 +82,7 @@ void CpuBackend::linear(const LinearArgs& args) {
       const RowGroup& group = groups[static_cast<std::size_t>(unit % num_groups)];
       const int64_t panel_begin = unit / num_groups * panels;
       const int64_t column = panel_begin * kPanelRows;
-      LinearJob job =
-          linear_job(weight, layout, 0, panel_begin, std::min(panel_begin + panels, layout.num_panels));
+      LinearJob job = linear_job(weight, layout, 0, panel_begin, std::min(panel_begin + panels, layout.num_panels));
       job.packed = scratch_.packed + group.begin * layout.padded_k * entry.activation_bytes;
       job.num_rows = group.num_rows;
       job.bias = args.bias != nullptr ? args.bias + column : nullptr;

@@ -1,7 +1,8 @@
 // y[m, n] = sum over k of x[m, k] * W[n, k] + bias[n]
 //
 // W lies in panels of 32 output rows, [k / 2][2 halves] pair blocks (kernels.h). Activations lie in tiles of up to
-// row_tile rows, transposed, so that the innermost loop reads both as streams and every operand of a row is a broadcast.
+// row_tile rows, transposed, so that the innermost loop reads both as streams and every operand of a row is a
+// broadcast.
 //
 // Order of the sum: one accumulator per (m, n), k ascending, one fused multiply-add each (bf16 level with bf16 weights:
 // one two-term bf16 dot product per pair of k). The shape of a tile says how many accumulators live at once and nothing
@@ -68,8 +69,8 @@ struct Bf16Dot {
       __builtin_memcpy(&pair, a + 2 * m, sizeof(pair));
       const __m512i x = _mm512_set1_epi32(pair);
       for (int h = 0; h < kHalves; ++h) {
-        acc[m][h].v = _mm512_dpbf16_ps(acc[m][h].v, reinterpret_cast<__m512bh>(weights[h]),
-                                       reinterpret_cast<__m512bh>(x));
+        acc[m][h].v =
+            _mm512_dpbf16_ps(acc[m][h].v, reinterpret_cast<__m512bh>(weights[h]), reinterpret_cast<__m512bh>(x));
       }
     }
   }

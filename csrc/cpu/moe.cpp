@@ -1,9 +1,9 @@
 // Mixture of experts: routing, and the products of each token with the experts chosen for it.
 //
-// (token, expert) pairs are sorted by expert; the rows of one expert form groups of up to 96 and are multiplied together.
-// Experts without tokens have no group and cost nothing. In the second product the task that owns a block of output
-// columns walks the experts in ascending order and adds weight * result into y: a fixed order, and no two tasks share an
-// output.
+// (token, expert) pairs are sorted by expert; the rows of one expert form groups of up to 96 and are multiplied
+// together. Experts without tokens have no group and cost nothing. In the second product the task that owns a block of
+// output columns walks the experts in ascending order and adds weight * result into y: a fixed order, and no two tasks
+// share an output.
 #include <algorithm>
 #include <cmath>
 
@@ -69,7 +69,8 @@ void CpuBackend::moe_ffn(const MoeFfnArgs& args) {
   check_packed("moe_ffn", std::max(args.gate_up->desc.k, args.down->desc.k));
   const int64_t tokens_per_pass = scratch_.moe_pairs / args.top_k;
   FASTLLM_CHECK(tokens_per_pass > 0 && tokens_per_pass * args.top_k * args.gate_up->desc.n <= scratch_.moe_gate_up_size,
-                "moe_ffn: top_k = ", args.top_k, " or F = ", args.down->desc.k, " is larger than reserve() planned for");
+                "moe_ffn: top_k = ", args.top_k, " or F = ", args.down->desc.k,
+                " is larger than reserve() planned for");
   for (int64_t first = 0; first < args.x.rows; first += tokens_per_pass) {
     moe_pass(args, first, std::min(tokens_per_pass, args.x.rows - first));
   }
@@ -113,14 +114,16 @@ void CpuBackend::moe_pass(const MoeFfnArgs& args, int64_t token_begin, int64_t n
   {
     const PanelLayout layout(args.gate_up->desc);
     const LinearEntry& entry = kernels_.linear[static_cast<int>(layout.elem)];
-    pack_rows(entry, {args.x.row<float>(token_begin), args.x.stride, scratch_.pair_token, args.gate_up->desc.k}, groups);
+    pack_rows(entry, {args.x.row<float>(token_begin), args.x.stride, scratch_.pair_token, args.gate_up->desc.k},
+              groups);
     const int64_t panels = panels_per_task(layout.num_panels, num_groups, num_threads());
     const int64_t num_blocks = ceil_div(layout.num_panels, panels);
     pool_.parallel_for(num_groups * num_blocks, 1, [&](int64_t unit, int64_t, int) {
       const RowGroup& group = groups[static_cast<std::size_t>(unit / num_blocks)];
       const int64_t first = unit % num_blocks * panels;
       const int64_t column = first * kPanelRows;
-      LinearJob job = linear_job(*args.gate_up, layout, group.expert, first, std::min(first + panels, layout.num_panels));
+      LinearJob job =
+          linear_job(*args.gate_up, layout, group.expert, first, std::min(first + panels, layout.num_panels));
       job.packed = scratch_.packed + group.begin * layout.padded_k * entry.activation_bytes;
       job.num_rows = group.num_rows;
       job.bias = args.gate_up_bias != nullptr ? args.gate_up_bias + group.expert * 2 * ffn_dim + column : nullptr;

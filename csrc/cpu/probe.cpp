@@ -51,9 +51,7 @@ double measure_peak_flops(ThreadPool& pool, CpuIsa isa, DType dtype) {
   const int64_t num_chunks = kChunksPerThread * pool.size();
   double best = 0.0;
   for (int pass = 0; pass < kPasses; ++pass) {
-    const double s = seconds([&] {
-      pool.parallel_for(num_chunks, 1, [&](int64_t, int64_t, int) { loop(kRounds); });
-    });
+    const double s = seconds([&] { pool.parallel_for(num_chunks, 1, [&](int64_t, int64_t, int) { loop(kRounds); }); });
     best = std::max(best, per_chunk * static_cast<double>(num_chunks) / s);
   }
   return best;

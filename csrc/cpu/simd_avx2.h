@@ -25,9 +25,7 @@ FASTLLM_INLINE Vec mul(Vec x, Vec y) { return {_mm256_mul_ps(x.a, y.a), _mm256_m
 FASTLLM_INLINE Vec div(Vec x, Vec y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 FASTLLM_INLINE Vec max(Vec x, Vec y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 FASTLLM_INLINE Vec min(Vec x, Vec y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
-FASTLLM_INLINE Vec fma(Vec x, Vec y, Vec z) {
-  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
-}
+FASTLLM_INLINE Vec fma(Vec x, Vec y, Vec z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 FASTLLM_INLINE Mask less(Vec x, Vec y) {
   return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
 }
@@ -59,8 +57,7 @@ FASTLLM_INLINE void store_n(float* p, Vec x, int64_t n) {
   if (n > 8) _mm256_maskstore_ps(p + 8, _mm256_castps_si256(m.b), x.b);
 }
 FASTLLM_INLINE __m256 scale2_half(__m256 p, __m256 t) {
-  return _mm256_castsi256_ps(
-      _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
 FASTLLM_INLINE Vec scale2(Vec p, Vec t) { return {scale2_half(p.a, t.a), scale2_half(p.b, t.b)}; }
 
@@ -77,9 +74,7 @@ FASTLLM_INLINE float reduce_max(Vec x) {
   return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
 }
 
-FASTLLM_INLINE __m256i load_bits(const std::byte* p) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-}
+FASTLLM_INLINE __m256i load_bits(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 FASTLLM_INLINE __m256 load_floats(const std::byte* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
 FASTLLM_INLINE __m256 load_halves(const std::byte* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -35,11 +35,11 @@ FASTLLM_INLINE void store_n(float* p, Vec a, int64_t n) {
   }
 }
 
-#define FASTLLM_LANEWISE(name, expression)          \
-  FASTLLM_INLINE Vec name(Vec a, Vec b) {           \
-    Vec r;                                          \
+#define FASTLLM_LANEWISE(name, expression)            \
+  FASTLLM_INLINE Vec name(Vec a, Vec b) {             \
+    Vec r;                                            \
     for (int i = 0; i < 16; ++i) r.v[i] = expression; \
-    return r;                                       \
+    return r;                                         \
   }
 FASTLLM_LANEWISE(add, a.v[i] + b.v[i])
 FASTLLM_LANEWISE(sub, a.v[i] - b.v[i])
@@ -77,7 +77,8 @@ FASTLLM_INLINE Vec select(Mask m, Vec a, Vec b) {
 FASTLLM_INLINE Vec scale2(Vec p, Vec t) {
   Vec r;
   for (int i = 0; i < 16; ++i) {
-    r.v[i] = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, p.v[i]) + (__builtin_bit_cast(uint32_t, t.v[i]) << 23));
+    r.v[i] =
+        __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, p.v[i]) + (__builtin_bit_cast(uint32_t, t.v[i]) << 23));
   }
   return r;
 }

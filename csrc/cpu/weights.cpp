@@ -10,9 +10,12 @@ namespace fastllm::cpu {
 
 Elem elem_of(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kF32: return Elem::kF32;
-    case WeightFormat::kBF16: return Elem::kBF16;
-    case WeightFormat::kF16: return Elem::kF16;
+    case WeightFormat::kF32:
+      return Elem::kF32;
+    case WeightFormat::kBF16:
+      return Elem::kBF16;
+    case WeightFormat::kF16:
+      return Elem::kF16;
   }
   fail(ErrorKind::kInternal, "cpu: unknown weight format");
 }
@@ -54,7 +57,8 @@ To convert(From x) {
 
 // Columns are taken in blocks, so that the lines of a panel are written while they are in the first cache.
 template <class To, class From>
-void pack_panel(To* panel, const WeightSlice& slice, int64_t first, int64_t row_begin, int64_t row_end, int64_t num_cols) {
+void pack_panel(To* panel, const WeightSlice& slice, int64_t first, int64_t row_begin, int64_t row_end,
+                int64_t num_cols) {
   constexpr int64_t kBlock = 64;
   for (int64_t k_begin = 0; k_begin < num_cols; k_begin += kBlock) {
     const int64_t k_end = std::min(k_begin + kBlock, num_cols);
@@ -110,9 +114,12 @@ void CpuBackend::embed(const EmbedArgs& args) {
     });
   };
   switch (layout.elem) {
-    case Elem::kF32: return gather(float{});
-    case Elem::kBF16: return gather(fastllm::bf16{});
-    case Elem::kF16: return gather(fastllm::f16{});
+    case Elem::kF32:
+      return gather(float{});
+    case Elem::kBF16:
+      return gather(fastllm::bf16{});
+    case Elem::kF16:
+      return gather(fastllm::f16{});
   }
 }
 

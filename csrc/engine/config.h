@@ -11,15 +11,15 @@ namespace fastllm {
 
 struct EngineConfig {
   int64_t num_pages = 0;
-  int64_t page_size = 0;               // P of the backend
-  int64_t vocab_size = 0;              // of the model: token ids are checked against it
-  int64_t max_model_len = 0;           // prompt + output of one sequence
-  int64_t max_num_seqs = 64;           // S
+  int64_t page_size = 0;                 // P of the backend
+  int64_t vocab_size = 0;                // of the model: token ids are checked against it
+  int64_t max_model_len = 0;             // prompt + output of one sequence
+  int64_t max_num_seqs = 64;             // S
   int64_t max_num_batched_tokens = 512;  // T
-  int64_t max_logit_rows = 64;         // R, at least max_num_seqs
-  int64_t max_queue = 512;             // requests that were submitted and not yet scheduled
+  int64_t max_logit_rows = 64;           // R, at least max_num_seqs
+  int64_t max_queue = 512;               // requests that were submitted and not yet scheduled
   bool enable_prefix_caching = true;
-  uint64_t seed = 0;                   // of requests that bring none
+  uint64_t seed = 0;  // of requests that bring none
   std::vector<int32_t> eos_ids;
   std::shared_ptr<const ByteTable> byte_table;  // nullptr: no text, stop strings are refused
 };

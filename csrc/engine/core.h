@@ -68,7 +68,7 @@ class EngineCore {
   Scheduler scheduler_;
   StepBuilder builder_;
   std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
-  std::vector<int64_t> finished_;  // requests to erase
+  std::vector<int64_t> finished_;                  // requests to erase
   std::vector<std::shared_ptr<Channel>> touched_;  // channels with news since the last flush
   std::vector<ScheduledTokens> step_items_;        // of the running step; outlives the plan
   const Step* step_ = nullptr;

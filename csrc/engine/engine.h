@@ -25,8 +25,8 @@ struct Submission {
 };
 
 struct EngineStats {
-  int64_t num_running = 0;   // sequences
-  int64_t num_waiting = 0;   // sequences, submitted ones that the engine thread has not seen yet included
+  int64_t num_running = 0;  // sequences
+  int64_t num_waiting = 0;  // sequences, submitted ones that the engine thread has not seen yet included
   int64_t num_pages = 0;
   int64_t num_pages_free = 0;
   int64_t num_pages_cached = 0;
@@ -34,15 +34,15 @@ struct EngineStats {
   int64_t num_steps = 0;
   int64_t num_failed_steps = 0;
   int64_t num_failed_steps_in_a_row = 0;
-  int64_t num_requests = 0;       // accepted so far
+  int64_t num_requests = 0;  // accepted so far
   int64_t num_requests_finished = 0;
   int64_t num_preemptions = 0;
   int64_t prefix_query_tokens = 0;  // tokens looked up in the prefix cache
   int64_t prefix_hit_tokens = 0;
-  int64_t num_prompt_tokens = 0;    // computed, recomputation included
+  int64_t num_prompt_tokens = 0;  // computed, recomputation included
   int64_t num_generated_tokens = 0;
   int64_t num_nonfinite_rows = 0;
-  double last_step_s = 0.0;       // monotonic clock, 0: none yet
+  double last_step_s = 0.0;  // monotonic clock, 0: none yet
 };
 
 class Engine {

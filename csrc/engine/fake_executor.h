@@ -16,8 +16,8 @@ namespace fastllm {
 
 // Shared with the test that steers it.
 struct FakeControls {
-  std::atomic<int64_t> fail_in{0};   // > 0: the n-th execute() from now throws
-  std::atomic<int64_t> delay_us{0};  // of every execute()
+  std::atomic<int64_t> fail_in{0};     // > 0: the n-th execute() from now throws
+  std::atomic<int64_t> delay_us{0};    // of every execute()
   std::atomic<int64_t> nan_token{-1};  // a context that holds this token gives non-finite rows
   std::atomic<int64_t> num_bad_reads{0};
   std::atomic<int64_t> num_steps{0};

@@ -51,8 +51,12 @@ void ModelExecutor::execute(Step& step) {
   float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
   if (step.num_rows() == 0) return;
   const int64_t vocab = model_->spec.vocab_size;
-  backend.sample({.logits = logits, .num_rows = step.num_rows(), .vocab_size = vocab, .stride = vocab,
-                  .rows = step.rows.data(), .results = step.results.data()});
+  backend.sample({.logits = logits,
+                  .num_rows = step.num_rows(),
+                  .vocab_size = vocab,
+                  .stride = vocab,
+                  .rows = step.rows.data(),
+                  .results = step.results.data()});
 }
 
 }  // namespace fastllm

@@ -27,7 +27,7 @@ struct Channel::State {
   std::condition_variable has_news;
   std::vector<RequestDelta> pending;
   std::map<std::pair<int64_t, int32_t>, std::size_t> places;  // of (request, index) in pending
-  bool is_ready = false;   // flush() came after an add()
+  bool is_ready = false;                                      // flush() came after an add()
   bool is_closed = false;
   bool is_lossy = false;
 };

@@ -20,11 +20,16 @@ enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kError };
 
 constexpr const char* name_of(FinishReason r) {
   switch (r) {
-    case FinishReason::kNone: return "";
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kAbort: return "abort";
-    case FinishReason::kError: return "error";
+    case FinishReason::kNone:
+      return "";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kAbort:
+      return "abort";
+    case FinishReason::kError:
+      return "error";
   }
   return "";
 }
@@ -47,7 +52,7 @@ struct RequestMetrics {
   double first_token_s = 0.0;
   double last_token_s = 0.0;
   int64_t num_prompt_tokens = 0;
-  int64_t num_cached_tokens = 0;     // of the prompt, taken from the prefix cache
+  int64_t num_cached_tokens = 0;  // of the prompt, taken from the prefix cache
   int64_t num_generated_tokens = 0;
   int64_t num_preemptions = 0;
 };
@@ -61,7 +66,7 @@ struct RequestDelta {
   std::vector<TokenLogprobs> prompt_logprobs;  // of prompt positions 1, 2, ... in order, if asked for; index 0 only
   FinishReason finish_reason = FinishReason::kNone;
   std::variant<std::monostate, int32_t, std::string> stop_reason;  // stop token id or stop string; eos: none
-  ErrorKind error_kind = ErrorKind::kInternal;  // read when finish_reason is kError
+  ErrorKind error_kind = ErrorKind::kInternal;                     // read when finish_reason is kError
   std::string error_message;
   RequestMetrics metrics;
 };

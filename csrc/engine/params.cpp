@@ -39,7 +39,7 @@ struct Checker {
   int64_t vocab_size;
 
   template <class Field>
-  void operator()(const char* name, Field SamplingParams::*member, const ParamRange& range, const char*) const {
+  void operator()(const char* name, Field SamplingParams::* member, const ParamRange& range, const char*) const {
     check_value(name, params.*member, range);
   }
 
@@ -80,7 +80,7 @@ struct TableBuilder {
   std::vector<ParamInfo>& table;
 
   template <class Field>
-  void operator()(const char* name, Field SamplingParams::*member, const ParamRange& range, const char* help) const {
+  void operator()(const char* name, Field SamplingParams::* member, const ParamRange& range, const char* help) const {
     ParamInfo info{.name = name, .type = "", .is_optional = false, .default_value = "", .range = range, .help = help};
     describe(SamplingParams{}.*member, info);
     table.push_back(std::move(info));

@@ -60,8 +60,8 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
   const SamplingParams& params = submission.params;
   if (submission.prompt_token_ids.empty()) fail(ErrorKind::kInvalidRequest, "the prompt is empty (0 tokens)");
   if (submission.cache_salt.size() > kMaxSaltBytes) {
-    fail(ErrorKind::kInvalidRequest, "cache_salt has ", submission.cache_salt.size(), " bytes, at most ",
-         kMaxSaltBytes, " are allowed");
+    fail(ErrorKind::kInvalidRequest, "cache_salt has ", submission.cache_salt.size(), " bytes, at most ", kMaxSaltBytes,
+         " are allowed");
   }
   check(params, config.vocab_size);
   if (config.byte_table == nullptr && !params.stop.empty()) {
@@ -70,8 +70,7 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
   auto request = std::make_unique<Request>();
   request->id = id;
   request->priority = submission.priority;
-  request->max_tokens =
-      resolve_max_tokens(config, static_cast<int64_t>(submission.prompt_token_ids.size()), params);
+  request->max_tokens = resolve_max_tokens(config, static_cast<int64_t>(submission.prompt_token_ids.size()), params);
   request->prompt = checked_token_ids("prompt_token_ids", submission.prompt_token_ids, config.vocab_size);
   request->cache_salt = std::move(submission.cache_salt);
   request->rules = SamplingRules(params, config, static_cast<uint64_t>(id));

@@ -12,8 +12,8 @@ constexpr float kBan = -std::numeric_limits<float>::infinity();
 
 // Requests without a seed get one from the engine's: a Philox block keyed by it, the request's number as counter.
 uint64_t derive_seed(uint64_t engine_seed, uint64_t request_id) {
-  const auto bits = philox(engine_seed, {static_cast<uint32_t>(request_id), static_cast<uint32_t>(request_id >> 32),
-                                         0x73656564u, 0});
+  const auto bits =
+      philox(engine_seed, {static_cast<uint32_t>(request_id), static_cast<uint32_t>(request_id >> 32), 0x73656564u, 0});
   return (uint64_t{bits[1]} << 32) | bits[0];
 }
 

@@ -17,10 +17,10 @@ struct SamplingRules {
   SamplingRules() = default;
   SamplingRules(const SamplingParams& params, const EngineConfig& config, uint64_t request_id);
 
-  SampleRow base;                      // everything that no token changes
-  std::vector<LogitBias> bias;         // logit_bias, then bans
-  std::vector<int32_t> allowed;        // ascending, distinct
-  std::vector<int32_t> eos_ids;        // empty with ignore_eos
+  SampleRow base;                // everything that no token changes
+  std::vector<LogitBias> bias;   // logit_bias, then bans
+  std::vector<int32_t> allowed;  // ascending, distinct
+  std::vector<int32_t> eos_ids;  // empty with ignore_eos
   std::vector<int32_t> stop_ids;
   std::vector<std::vector<int32_t>> bad_words;  // of two tokens and more; single ones are in bias
   int64_t min_tokens = 0;

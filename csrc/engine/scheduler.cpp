@@ -128,8 +128,8 @@ bool Scheduler::try_admit(Sequence& sequence) {
   if (spare > 0 && blocked_head_ == &sequence && available <= blocked_available_) return false;
 
   const int64_t query = max_cached_tokens(sequence);
-  const int64_t hits = cache_.match(sequence.request->cache_salt, sequence.tokens, query / config_.page_size,
-                                    sequence.pages);
+  const int64_t hits =
+      cache_.match(sequence.request->cache_salt, sequence.tokens, query / config_.page_size, sequence.pages);
   const int64_t needed = cache_.pages_for(sequence.size()) - hits;
   if (needed + spare > cache_.pool().num_available()) {
     cache_.release_all(sequence.pages);
@@ -186,8 +186,8 @@ void Scheduler::complete() {
   for (const ScheduledTokens& item : plan_.items) {
     Sequence& s = *item.sequence;
     s.num_computed = item.first + item.count;
-    s.num_published = cache_.publish(s.request->cache_salt, s.tokens, s.num_published,
-                                     s.num_computed / config_.page_size, s.pages);
+    s.num_published =
+        cache_.publish(s.request->cache_salt, s.tokens, s.num_published, s.num_computed / config_.page_size, s.pages);
   }
   plan_.items.clear();
 }

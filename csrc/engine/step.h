@@ -30,12 +30,12 @@ struct Step {
   std::vector<int32_t> copy_to;
 
   // Rows that want logits. All have size R; rows[r].top_tokens points into top_tokens.
-  std::vector<int32_t> logit_rows;     // [R] token row in [0, T), ascending
-  std::vector<SampleRow> rows;         // [R]
-  std::vector<SampleResult> results;   // [R] filled by the executor
-  std::vector<Sequence*> owners;       // [R] the sequence that a row belongs to
-  std::vector<int32_t> top_tokens;     // [R * kMaxTopLogprobs]
-  std::vector<float> top_logprobs;     // [R * kMaxTopLogprobs]
+  std::vector<int32_t> logit_rows;    // [R] token row in [0, T), ascending
+  std::vector<SampleRow> rows;        // [R]
+  std::vector<SampleResult> results;  // [R] filled by the executor
+  std::vector<Sequence*> owners;      // [R] the sequence that a row belongs to
+  std::vector<int32_t> top_tokens;    // [R * kMaxTopLogprobs]
+  std::vector<float> top_logprobs;    // [R * kMaxTopLogprobs]
 
   [[nodiscard]] int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
 };

@@ -2,7 +2,8 @@
 //
 // Rules that keep the two consistent:
 // - A page enters the index (publish) only when the step that filled it has completed.
-// - A sequence that publishes tokens which are there already takes the indexed page and returns its own. So whoever holds
+// - A sequence that publishes tokens which are there already takes the indexed page and returns its own. So whoever
+// holds
 //   a page holds all its ancestors, and a node never loses its parent while it is referenced.
 // - Pages are released tail first, so ancestors are younger on the LRU list and tails are evicted before heads.
 // - A page that is in the index or has other holders is not written; the scheduler copies it first.

@@ -1,4 +1,5 @@
-// The K/V bytes of all layers: one mapping, layer after layer, page after page. What a page holds is the backend's matter.
+// The K/V bytes of all layers: one mapping, layer after layer, page after page. What a page holds is the backend's
+// matter.
 #pragma once
 
 #include <cstdint>

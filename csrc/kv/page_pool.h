@@ -17,7 +17,7 @@ class PagePool {
   explicit PagePool(int64_t num_pages);
 
   struct Allocation {
-    int32_t page = -1;       // -1: every page is referenced
+    int32_t page = -1;        // -1: every page is referenced
     bool was_cached = false;  // evicted: the owner must drop it from the prefix index
   };
   // A page with one reference and a new generation.

@@ -2,8 +2,8 @@
 //
 // A node is one full page of P tokens; its key is (id of the parent node, its tokens). Ids are counted up and never
 // used again, so a node whose parent went away can never be reached by mistake. There is one root per cache salt.
-// Looking up goes through a SipHash-1-3 under a random key (chosen collisions stay harmless), then the parent id and all
-// tokens are compared. There is at most one node per page: everything but the roots is allocated once.
+// Looking up goes through a SipHash-1-3 under a random key (chosen collisions stay harmless), then the parent id and
+// all tokens are compared. There is at most one node per page: everything but the roots is allocated once.
 #pragma once
 
 #include <array>
@@ -56,7 +56,7 @@ class PrefixIndex {
     uint32_t generation = 0;
     int32_t parent = -1;  // page of the parent, -1: a root
     int32_t num_children = 0;
-    int32_t next = -1;    // in the bucket
+    int32_t next = -1;                  // in the bucket
     Roots::value_type* root = nullptr;  // set when parent == -1
   };
   static std::size_t to_idx(int32_t page) { return static_cast<std::size_t>(page); }

@@ -71,14 +71,28 @@ LayerWeights look_up(const ModelWeights& weights, std::size_t idx) {
   const std::string p = "layers." + std::to_string(idx) + ".";
   const auto m = [&](const char* name) { return weights.find_matrix(p + name); };
   const auto v = [&](const char* name) { return weights.find_vector(p + name); };
-  return {.qkv = m("qkv"), .o = m("o"), .gate_up = m("gate_up"), .down = m("down"),
-          .router = m("router"), .expert_gate_up = m("experts.gate_up"), .expert_down = m("experts.down"),
-          .shared_gate_up = m("shared.gate_up"), .shared_down = m("shared.down"), .shared_gate = m("shared_gate"),
-          .qkv_bias = v("qkv_bias"), .o_bias = v("o_bias"), .sinks = v("sinks"), .q_norm = v("q_norm"),
-          .k_norm = v("k_norm"), .router_bias = v("router_bias"),
-          .expert_gate_up_bias = v("experts.gate_up_bias"), .expert_down_bias = v("experts.down_bias"),
-          .attention_norm = v("attention_norm"), .attention_post_norm = v("attention_post_norm"),
-          .ffn_norm = v("ffn_norm"), .ffn_post_norm = v("ffn_post_norm")};
+  return {.qkv = m("qkv"),
+          .o = m("o"),
+          .gate_up = m("gate_up"),
+          .down = m("down"),
+          .router = m("router"),
+          .expert_gate_up = m("experts.gate_up"),
+          .expert_down = m("experts.down"),
+          .shared_gate_up = m("shared.gate_up"),
+          .shared_down = m("shared.down"),
+          .shared_gate = m("shared_gate"),
+          .qkv_bias = v("qkv_bias"),
+          .o_bias = v("o_bias"),
+          .sinks = v("sinks"),
+          .q_norm = v("q_norm"),
+          .k_norm = v("k_norm"),
+          .router_bias = v("router_bias"),
+          .expert_gate_up_bias = v("experts.gate_up_bias"),
+          .expert_down_bias = v("experts.down_bias"),
+          .attention_norm = v("attention_norm"),
+          .attention_post_norm = v("attention_post_norm"),
+          .ffn_norm = v("ffn_norm"),
+          .ffn_post_norm = v("ffn_post_norm")};
 }
 
 const NormSpec* get(const std::optional<NormSpec>& norm) { return norm ? &*norm : nullptr; }
@@ -136,9 +150,14 @@ Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& ba
 // residual += delta (if any), then normed = norm(residual); without a norm the residual itself is the input.
 void Decoder::add_and_norm(const NormSpec* norm, const float* weight, bool has_delta, const Activations& a) const {
   if (norm != nullptr) {
-    backend_.rms_norm({.x = has_delta ? a.delta : a.residual, .residual = has_delta ? a.residual : Mat{},
-                       .weight = weight, .weight_offset = norm->weight_offset, .eps = norm->eps,
-                       .group = spec_.hidden_size, .row_ids = nullptr, .y = a.normed});
+    backend_.rms_norm({.x = has_delta ? a.delta : a.residual,
+                       .residual = has_delta ? a.residual : Mat{},
+                       .weight = weight,
+                       .weight_offset = norm->weight_offset,
+                       .eps = norm->eps,
+                       .group = spec_.hidden_size,
+                       .row_ids = nullptr,
+                       .y = a.normed});
   } else if (has_delta) {
     backend_.add({.residual = a.residual, .x = a.delta, .gate = {}});
   }
@@ -159,8 +178,14 @@ float* Decoder::forward(const StepView& step, std::span<const KvLayer> kv, std::
     const LayerWeights& w = layers_[i];
     const auto post_norm = [&](const std::optional<NormSpec>& norm, const float* weight) {
       if (!norm) return;
-      backend_.rms_norm({.x = a.delta, .residual = {}, .weight = weight, .weight_offset = norm->weight_offset,
-                         .eps = norm->eps, .group = spec_.hidden_size, .row_ids = nullptr, .y = a.delta});
+      backend_.rms_norm({.x = a.delta,
+                         .residual = {},
+                         .weight = weight,
+                         .weight_offset = norm->weight_offset,
+                         .eps = norm->eps,
+                         .group = spec_.hidden_size,
+                         .row_ids = nullptr,
+                         .y = a.delta});
     };
     // A block without a pre-norm (OLMo 2) reads the residual itself.
     Activations block = a;
@@ -184,9 +209,14 @@ float* Decoder::forward(const StepView& step, std::span<const KvLayer> kv, std::
   const auto num_rows = static_cast<int64_t>(logit_rows.size());
   if (num_rows == 0) return nullptr;
   const Mat last = a.last.top(num_rows);
-  backend_.rms_norm({.x = a.delta, .residual = a.residual, .weight = final_norm_,
-                     .weight_offset = spec_.final_norm.weight_offset, .eps = spec_.final_norm.eps,
-                     .group = spec_.hidden_size, .row_ids = logit_rows.data(), .y = last});
+  backend_.rms_norm({.x = a.delta,
+                     .residual = a.residual,
+                     .weight = final_norm_,
+                     .weight_offset = spec_.final_norm.weight_offset,
+                     .eps = spec_.final_norm.eps,
+                     .group = spec_.hidden_size,
+                     .row_ids = logit_rows.data(),
+                     .y = last});
   const Mat logits{a.logits, DType::kF32, num_rows, spec_.vocab_size, spec_.vocab_size};
   backend_.linear({last, lm_head_, nullptr, logits});
   if (spec_.final_softcap > 0.0f) backend_.softcap({logits, spec_.final_softcap});

@@ -24,21 +24,21 @@ OpLimits op_limits(const ModelSpec& spec, const StepLimits& limits);
 // Activations of one step, all float32. Buffers of consecutive blocks that are never alive together share nothing:
 // their sum is small beside the weights, and the plan stays readable.
 struct Activations {
-  Mat residual;  // [T, E]
-  Mat normed;    // [T, E] input of a block
-  Mat delta;     // [T, E] output of a block
-  Mat qkv;       // [T, (H + 2G) * D]
-  Mat attended;  // [T, H * D]
-  Mat gate_up;   // [T, 2F]
-  Mat activated;  // [T, F]
-  Mat router;    // [T, X]
-  Mat shared;    // [T, E] output of the shared expert
-  Mat shared_gate;  // [T, 1]
-  Mat last;      // [R, E]
-  float* logits = nullptr;  // [R, V]
-  int32_t* experts = nullptr;  // [T, k]
+  Mat residual;                     // [T, E]
+  Mat normed;                       // [T, E] input of a block
+  Mat delta;                        // [T, E] output of a block
+  Mat qkv;                          // [T, (H + 2G) * D]
+  Mat attended;                     // [T, H * D]
+  Mat gate_up;                      // [T, 2F]
+  Mat activated;                    // [T, F]
+  Mat router;                       // [T, X]
+  Mat shared;                       // [T, E] output of the shared expert
+  Mat shared_gate;                  // [T, 1]
+  Mat last;                         // [R, E]
+  float* logits = nullptr;          // [R, V]
+  int32_t* experts = nullptr;       // [T, k]
   float* expert_weights = nullptr;  // [T, k]
-  std::vector<float*> cos;  // per rotation, [T, rotary_dim / 2]
+  std::vector<float*> cos;          // per rotation, [T, rotary_dim / 2]
   std::vector<float*> sin;
 };
 

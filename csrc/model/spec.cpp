@@ -41,8 +41,8 @@ void check_attention(const Checker& c, const AttentionSpec& a, const ModelSpec& 
   c.positive("attention.scale", a.scale);
   c.not_negative("attention.softcap", a.softcap);
   if (a.num_heads % a.num_kv_heads != 0) {
-    fail(ErrorKind::kCheckpoint, where, "num_heads = ", a.num_heads, " is not a multiple of num_kv_heads = ",
-         a.num_kv_heads);
+    fail(ErrorKind::kCheckpoint, where, "num_heads = ", a.num_heads,
+         " is not a multiple of num_kv_heads = ", a.num_kv_heads);
   }
   if (a.head_dim % 2 != 0) fail(ErrorKind::kUnsupportedModel, where, "head_dim = ", a.head_dim, " is odd");
   const auto rotary_dim = 2 * static_cast<int64_t>(spec.ropes[static_cast<std::size_t>(a.rope_idx)].inv_freq.size());

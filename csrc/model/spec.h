@@ -34,14 +34,14 @@ struct AttentionSpec {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
-  float scale = 1.0f;     // of q . k, usually 1 / sqrt(D)
-  int64_t window = 0;     // 0: whole context
-  float softcap = 0.0f;   // 0: none
+  float scale = 1.0f;    // of q . k, usually 1 / sqrt(D)
+  int64_t window = 0;    // 0: whole context
+  float softcap = 0.0f;  // 0: none
   bool has_qkv_bias = false;
   bool has_output_bias = false;
   bool has_sinks = false;
   QkNorm qk_norm = QkNorm::kNone;
-  int64_t rope_idx = 0;   // into ModelSpec::ropes
+  int64_t rope_idx = 0;  // into ModelSpec::ropes
 };
 
 struct DenseFfnSpec {
@@ -160,7 +160,8 @@ void visit(Visitor& v, ModelSpec& s) {
   v("layers", s.layers);
 }
 
-// Throws kUnsupportedModel / kCheckpoint naming the field: sizes positive, heads divide, exactly one of ffn and moe, ...
+// Throws kUnsupportedModel / kCheckpoint naming the field: sizes positive, heads divide, exactly one of ffn and moe,
+// ...
 void check(const ModelSpec& spec);
 
 }  // namespace fastllm

@@ -88,8 +88,8 @@ int64_t place(const Declarations& declarations, const Backend& backend, Arena& a
   for (const MatrixDecl& m : declarations.matrices) {
     auto* data = arena.take<std::byte>(backend.packed_bytes(m.desc));
     if (matrices != nullptr) {
-      matrices->emplace(m.name, MatrixSlot{{m.desc, data}, std::vector<int64_t>(
-          static_cast<std::size_t>(m.desc.num_experts), 0)});
+      matrices->emplace(
+          m.name, MatrixSlot{{m.desc, data}, std::vector<int64_t>(static_cast<std::size_t>(m.desc.num_experts), 0)});
     }
   }
   for (const VectorDecl& v : declarations.vectors) {

@@ -4,11 +4,13 @@
 //   embed [V, E]   lm_head [V, E] (absent when tied)
 //   layers.{i}.qkv [(H + 2G) * D, E]   rows: q heads, k heads, v heads        layers.{i}.o [E, H * D]
 //   layers.{i}.gate_up [2F, E]   rows: gate, then up                           layers.{i}.down [E, F]
-//   layers.{i}.router [X, E] (kept in f32)   layers.{i}.experts.gate_up X x [2F, E]   layers.{i}.experts.down X x [E, F]
-//   layers.{i}.shared.gate_up [2Fs, E]   layers.{i}.shared.down [E, Fs]   layers.{i}.shared_gate [1, E] (f32)
-// Vector slots (float32): final_norm [E]; layers.{i}.attention_norm / attention_post_norm / ffn_norm / ffn_post_norm [E];
+//   layers.{i}.router [X, E] (kept in f32)   layers.{i}.experts.gate_up X x [2F, E]   layers.{i}.experts.down X x [E,
+//   F] layers.{i}.shared.gate_up [2Fs, E]   layers.{i}.shared.down [E, Fs]   layers.{i}.shared_gate [1, E] (f32)
+// Vector slots (float32): final_norm [E]; layers.{i}.attention_norm / attention_post_norm / ffn_norm / ffn_post_norm
+// [E];
 //   layers.{i}.q_norm, k_norm [D] or [H * D], [G * D]; layers.{i}.qkv_bias [(H + 2G) * D]; layers.{i}.o_bias [E];
-//   layers.{i}.sinks [H]; layers.{i}.router_bias [X]; layers.{i}.experts.gate_up_bias [X, 2F]; layers.{i}.experts.down_bias [X, E]
+//   layers.{i}.sinks [H]; layers.{i}.router_bias [X]; layers.{i}.experts.gate_up_bias [X, 2F];
+//   layers.{i}.experts.down_bias [X, E]
 #pragma once
 
 #include <cstdint>

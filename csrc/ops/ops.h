@@ -41,10 +41,10 @@ struct Mat {
 // One ragged step: prefill, chunked prefill, decode and verification are the same thing with other counts.
 // Arrays are int32 on the device of the backend. context_len counts the new tokens too.
 struct StepView {
-  int64_t num_tokens = 0;      // T
-  int64_t num_seqs = 0;        // S
-  int64_t max_pages = 0;       // row length of block_table
-  int64_t max_context_len = 0;  // largest entry of context_len
+  int64_t num_tokens = 0;                // T
+  int64_t num_seqs = 0;                  // S
+  int64_t max_pages = 0;                 // row length of block_table
+  int64_t max_context_len = 0;           // largest entry of context_len
   const int32_t* token_ids = nullptr;    // [T]
   const int32_t* positions = nullptr;    // [T] position of each token in its sequence
   const int32_t* query_start = nullptr;  // [S + 1] sequence s owns tokens [query_start[s], query_start[s+1])
@@ -55,14 +55,14 @@ struct StepView {
 
 // K/V of one layer. The layout inside a page belongs to the backend.
 struct KvSpec {
-  int64_t num_kv_heads = 0;  // G
-  int64_t head_dim = 0;      // D
+  int64_t num_kv_heads = 0;    // G
+  int64_t head_dim = 0;        // D
   DType dtype = DType::kBF16;  // kF32, kBF16, kF16
 };
 struct KvLayer {
   KvSpec spec;
-  std::byte* data = nullptr;   // page p begins at data + p * page_bytes
-  int64_t page_bytes = 0;      // Backend::kv_page_bytes(spec)
+  std::byte* data = nullptr;  // page p begins at data + p * page_bytes
+  int64_t page_bytes = 0;     // Backend::kv_page_bytes(spec)
   int64_t num_pages = 0;
 };
 
@@ -80,22 +80,22 @@ struct EmbedArgs {
 // With row_ids: row i of y comes from row row_ids[i] of x (and residual, which is then only read, x being added to it
 // on the fly).
 struct RmsNormArgs {
-  Mat x;                            // [T, E]
-  Mat residual;                     // [T, E] in/out, or data == nullptr
-  const float* weight = nullptr;    // [group]
-  float weight_offset = 0.0f;       // 1 for Gemma
+  Mat x;                          // [T, E]
+  Mat residual;                   // [T, E] in/out, or data == nullptr
+  const float* weight = nullptr;  // [group]
+  float weight_offset = 0.0f;     // 1 for Gemma
   float eps = 1e-6f;
-  int64_t group = 0;                // E, or D for per-head q/k norms
+  int64_t group = 0;                 // E, or D for per-head q/k norms
   const int32_t* row_ids = nullptr;  // [rows of y] or nullptr
-  Mat y;                            // [T, E] or [R, E]
+  Mat y;                             // [T, E] or [R, E]
 };
 
 // y = x W^T + bias
 struct LinearArgs {
-  Mat x;  // [M, K]
+  Mat x;                                 // [M, K]
   const PackedWeight* weight = nullptr;  // N x K, one expert
   const float* bias = nullptr;           // [N] or nullptr
-  Mat y;  // [M, N]
+  Mat y;                                 // [M, N]
 };
 
 // cos/sin[t, i] = cos/sin(float(positions[t]) * inv_freq[i]) * scale; computed once a step, shared by all layers.
@@ -112,9 +112,9 @@ struct RopeTableArgs {
 // Rotates the first 2 * num_freqs dimensions of each head of q and k in place ("half" pairing: i with i + num_freqs),
 // then writes k and v into their slots, rounded to the cache's dtype.
 struct RopeAndStoreArgs {
-  Mat q;  // [T, H * D] in/out
-  Mat k;  // [T, G * D] in/out
-  Mat v;  // [T, G * D]
+  Mat q;                       // [T, H * D] in/out
+  Mat k;                       // [T, G * D] in/out
+  Mat v;                       // [T, G * D]
   const float* cos = nullptr;  // [T, num_freqs]; num_freqs == 0: no rotation
   const float* sin = nullptr;
   int64_t num_freqs = 0;
@@ -131,15 +131,15 @@ struct PagedAttentionArgs {
   const StepView* step = nullptr;
   KvLayer kv;
   float scale = 1.0f;
-  int64_t window = 0;      // 0: whole context
-  float softcap = 0.0f;    // 0: none; else cap * tanh(s / cap)
+  int64_t window = 0;            // 0: whole context
+  float softcap = 0.0f;          // 0: none; else cap * tanh(s / cap)
   const float* sinks = nullptr;  // [H] or nullptr
-  Mat out;  // [T, H * D]
+  Mat out;                       // [T, H * D]
 };
 
 enum class Activation : uint8_t {
-  kSilu,          // silu(g) * u
-  kGeluTanh,      // gelu_tanh(g) * u
+  kSilu,           // silu(g) * u
+  kGeluTanh,       // gelu_tanh(g) * u
   kClampedSwiglu,  // g' = min(g, limit), u' = clamp(u, +-limit): g' * sigmoid(alpha * g') * (u' + 1)   (gpt-oss)
 };
 struct ActivationSpec {
@@ -154,9 +154,9 @@ struct GatedActivationArgs {
 };
 
 enum class RouteScore : uint8_t {
-  kSoftmax,         // softmax over all X, then the k largest (Mixtral, Qwen)
-  kSoftmaxOfTopK,   // the k largest logits, then softmax over them (gpt-oss)
-  kSigmoid,         // sigmoid of each, then the k largest
+  kSoftmax,        // softmax over all X, then the k largest (Mixtral, Qwen)
+  kSoftmaxOfTopK,  // the k largest logits, then softmax over them (gpt-oss)
+  kSigmoid,        // sigmoid of each, then the k largest
 };
 // Ties go to the lower expert index. Experts of a token are listed by descending score.
 struct MoeRouteArgs {
@@ -173,12 +173,12 @@ struct MoeRouteArgs {
 struct MoeFfnArgs {
   Mat x;  // [T, E]
   int64_t top_k = 0;
-  const int32_t* experts = nullptr;  // [T, k]
-  const float* weights = nullptr;    // [T, k]
+  const int32_t* experts = nullptr;       // [T, k]
+  const float* weights = nullptr;         // [T, k]
   const PackedWeight* gate_up = nullptr;  // X experts of 2F x E
   const PackedWeight* down = nullptr;     // X experts of E x F
-  const float* gate_up_bias = nullptr;  // [X, 2F] or nullptr
-  const float* down_bias = nullptr;     // [X, E] or nullptr
+  const float* gate_up_bias = nullptr;    // [X, 2F] or nullptr
+  const float* down_bias = nullptr;       // [X, E] or nullptr
   ActivationSpec activation;
   Mat y;  // [T, E]
 };
@@ -204,17 +204,17 @@ struct CopyPagesArgs {
 
 // The largest problem that will be asked of a backend; its scratch memory is sized from this once.
 struct OpLimits {
-  int64_t max_tokens = 0;       // T
-  int64_t max_seqs = 0;         // S
-  int64_t max_logit_rows = 0;   // R
-  int64_t max_features = 0;     // largest K or N of a linear, lm_head's N excepted
-  int64_t num_heads = 0;        // H
-  int64_t num_kv_heads = 0;     // G
-  int64_t head_dim = 0;         // D
-  int64_t vocab_size = 0;       // V
-  int64_t num_experts = 0;      // X, 0: dense
+  int64_t max_tokens = 0;      // T
+  int64_t max_seqs = 0;        // S
+  int64_t max_logit_rows = 0;  // R
+  int64_t max_features = 0;    // largest K or N of a linear, lm_head's N excepted
+  int64_t num_heads = 0;       // H
+  int64_t num_kv_heads = 0;    // G
+  int64_t head_dim = 0;        // D
+  int64_t vocab_size = 0;      // V
+  int64_t num_experts = 0;     // X, 0: dense
   int64_t experts_per_token = 0;
-  int64_t moe_features = 0;     // F of one expert
+  int64_t moe_features = 0;  // F of one expert
 };
 
 // Arguments are trusted here: check(args) in ops/check.h was called where they came from (bindings), or shapes were
@@ -222,7 +222,7 @@ struct OpLimits {
 class Backend {
  public:
   virtual ~Backend() = default;
-  [[nodiscard]] virtual const char* name() const = 0;      // "reference", "cpu:avx512", ...
+  [[nodiscard]] virtual const char* name() const = 0;  // "reference", "cpu:avx512", ...
   [[nodiscard]] virtual int num_threads() const = 0;
 
   // Memory.

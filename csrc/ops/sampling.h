@@ -12,7 +12,7 @@ namespace fastllm {
 
 struct TokenCount {
   int32_t token = 0;
-  int32_t in_output = 0;   // times generated so far
+  int32_t in_output = 0;  // times generated so far
   bool in_prompt = false;
 };
 
@@ -23,18 +23,18 @@ struct LogitBias {
 
 struct SampleRow {
   float temperature = 1.0f;
-  int32_t top_k = 0;       // 0: all
+  int32_t top_k = 0;  // 0: all
   float top_p = 1.0f;
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;  // on tokens of prompt and output (HF: divide positive, multiply negative logits)
   float frequency_penalty = 0.0f;   // per generated occurrence
   float presence_penalty = 0.0f;    // once per generated token
   uint64_t seed = 0;
-  uint64_t sequence = 0;   // index of the sequence in its request
-  uint64_t position = 0;   // position that the drawn token will have
-  std::span<const TokenCount> counts;     // distinct tokens; empty when no penalty is set
-  std::span<const LogitBias> bias;        // applied in order
-  std::span<const int32_t> allowed;       // ascending; empty: all
+  uint64_t sequence = 0;               // index of the sequence in its request
+  uint64_t position = 0;               // position that the drawn token will have
+  std::span<const TokenCount> counts;  // distinct tokens; empty when no penalty is set
+  std::span<const LogitBias> bias;     // applied in order
+  std::span<const int32_t> allowed;    // ascending; empty: all
   // Log-probabilities: the chosen token's, its rank, and the num_top most likely. top arrays have num_top entries.
   bool wants_logprob = false;
   int32_t num_top = 0;
@@ -46,18 +46,18 @@ struct SampleRow {
 
 struct SampleResult {
   int32_t token = -1;
-  bool is_finite = false;   // false: the row held a NaN or +infinity, or every token was banned; token is -1
-  float logprob = 0.0f;     // of `token` under the raw logits; valid if wants_logprob
-  int32_t rank = 0;         // 1: the most likely; valid if wants_logprob
+  bool is_finite = false;  // false: the row held a NaN or +infinity, or every token was banned; token is -1
+  float logprob = 0.0f;    // of `token` under the raw logits; valid if wants_logprob
+  int32_t rank = 0;        // 1: the most likely; valid if wants_logprob
 };
 
 struct SampleArgs {
-  float* logits = nullptr;   // [R, V], overwritten
+  float* logits = nullptr;  // [R, V], overwritten
   int64_t num_rows = 0;
   int64_t vocab_size = 0;
   int64_t stride = 0;
-  const SampleRow* rows = nullptr;     // [R]
-  SampleResult* results = nullptr;     // [R]
+  const SampleRow* rows = nullptr;  // [R]
+  SampleResult* results = nullptr;  // [R]
 };
 
 }  // namespace fastllm

@@ -13,21 +13,28 @@ enum class WeightFormat : uint8_t { kF32, kBF16, kF16 };
 
 constexpr WeightFormat format_of(DType t) {
   switch (t) {
-    case DType::kF32: return WeightFormat::kF32;
-    case DType::kBF16: return WeightFormat::kBF16;
-    case DType::kF16: return WeightFormat::kF16;
+    case DType::kF32:
+      return WeightFormat::kF32;
+    case DType::kBF16:
+      return WeightFormat::kBF16;
+    case DType::kF16:
+      return WeightFormat::kF16;
     case DType::kI32:
     case DType::kI64:
-    case DType::kU8: break;
+    case DType::kU8:
+      break;
   }
   fail(ErrorKind::kInternal, "no weight format for ", name_of(t));
 }
 
 constexpr const char* name_of(WeightFormat f) {
   switch (f) {
-    case WeightFormat::kF32: return "f32";
-    case WeightFormat::kBF16: return "bf16";
-    case WeightFormat::kF16: return "f16";
+    case WeightFormat::kF32:
+      return "f32";
+    case WeightFormat::kBF16:
+      return "bf16";
+    case WeightFormat::kF16:
+      return "f16";
   }
   return "?";
 }

@@ -84,7 +84,8 @@ void ReferenceBackend::rope_and_store(const RopeAndStoreArgs& args) {
   for (int64_t t = 0; t < args.q.rows; ++t) {
     const float* cos = args.cos + t * args.num_freqs;
     const float* sin = args.sin + t * args.num_freqs;
-    for (int64_t h = 0; h < args.q.cols / head_dim; ++h) rotate(args.q.row<float>(t) + h * head_dim, cos, sin, args.num_freqs);
+    for (int64_t h = 0; h < args.q.cols / head_dim; ++h)
+      rotate(args.q.row<float>(t) + h * head_dim, cos, sin, args.num_freqs);
     for (int64_t g = 0; g < args.kv.spec.num_kv_heads; ++g) {
       float* k = args.k.row<float>(t) + g * head_dim;
       const float* v = args.v.row<float>(t) + g * head_dim;

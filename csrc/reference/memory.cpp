@@ -11,9 +11,12 @@ std::unique_ptr<Backend> make_reference_backend() { return std::make_unique<refe
 namespace reference {
 DType dtype_of(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kF32: return DType::kF32;
-    case WeightFormat::kBF16: return DType::kBF16;
-    case WeightFormat::kF16: return DType::kF16;
+    case WeightFormat::kF32:
+      return DType::kF32;
+    case WeightFormat::kBF16:
+      return DType::kBF16;
+    case WeightFormat::kF16:
+      return DType::kF16;
   }
   fail(ErrorKind::kInternal, "unknown weight format");
 }
@@ -58,7 +61,8 @@ void ReferenceBackend::embed(const EmbedArgs& args) {
 void ReferenceBackend::copy_pages(const CopyPagesArgs& args) {
   const auto bytes = static_cast<std::size_t>(args.kv.page_bytes);
   for (std::size_t i = 0; i < args.from.size(); ++i) {
-    std::memcpy(args.kv.data + args.to[i] * args.kv.page_bytes, args.kv.data + args.from[i] * args.kv.page_bytes, bytes);
+    std::memcpy(args.kv.data + args.to[i] * args.kv.page_bytes, args.kv.data + args.from[i] * args.kv.page_bytes,
+                bytes);
   }
 }
 

@@ -1,4 +1,5 @@
-// The contract of operations in plain loops: what each operation means. Slow, single-threaded, the oracle of the others.
+// The contract of operations in plain loops: what each operation means. Slow, single-threaded, the oracle of the
+// others.
 #pragma once
 
 #include <memory>

@@ -15,7 +15,7 @@ namespace fastllm {
 class OutputText {
  public:
   struct Piece {
-    std::string text;     // new text that is certain, valid UTF-8
+    std::string text;  // new text that is certain, valid UTF-8
     bool stopped = false;
     int stop_index = -1;  // which stop string
   };

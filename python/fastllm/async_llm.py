@@ -1,7 +1,7 @@
 """The asyncio interface: the same engine, one awaitable stream per request.
 
-One poller thread per event loop takes the results of a step from the native channel and wakes the loop once. What a slow
-consumer does not take is merged, so memory per request is bounded by its own output.
+One poller thread per event loop takes the results of a step from the native channel and wakes the loop once. What a
+slow consumer does not take is merged, so memory per request is bounded by its own output.
 """
 
 from __future__ import annotations

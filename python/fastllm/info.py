@@ -30,8 +30,8 @@ def machine_info(*, num_threads: int | None = None, measure: bool = True) -> dic
 
 def checkpoint_info(model: str | None) -> dict[str, Any]:
     """Architecture, parameters and size of a checkpoint, from its headers."""
-    from fastllm.checkpoint.index import open_checkpoint
     from fastllm import models
+    from fastllm.checkpoint.index import open_checkpoint
 
     folder = resolve(model or DEMO_MODEL)
     config = Config.load(folder)
@@ -45,6 +45,6 @@ def checkpoint_info(model: str | None) -> dict[str, Any]:
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
         "parameters": parameters,
-        "bytes": format_bytes(sum(t.num_bytes for t in tensors.values())),
+        "bytes": format_bytes(sum(t.data.nbytes for t in tensors.values())),
         "dtypes": sorted({t.dtype for t in tensors.values()}),
     }

@@ -181,7 +181,7 @@ class LLM:
         return self._runtime._tokenizer().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def info(self) -> dict[str, Any]:
-        """Every decision that ``None`` or ``"auto"`` left to the library, the memory plan, and the engine's counters."""
+        """Each decision that ``None`` or ``"auto"`` left to the library, the memory plan, the engine's counters."""
         return self._runtime.info()
 
     def work_per_token(self) -> dict[str, float]:
@@ -216,9 +216,7 @@ class LLM:
                 for prompt, one in zip(prompts, params, strict=True):
                     while True:
                         try:
-                            state = self._runtime.submit(
-                                prompt, one, channel, priority=priority, cache_salt=cache_salt
-                            )
+                            state = self._runtime.submit(prompt, one, channel, priority=priority, cache_salt=cache_salt)
                             break
                         except QueueFullError:
                             collector.poll()  # a call may have more prompts than the queue has places

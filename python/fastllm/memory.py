@@ -112,7 +112,7 @@ def plan_memory(
         least = fixed + page_bytes * -(-256 // page_size)
         raise OutOfMemoryError(
             f"the plan does not fit the memory budget of {format_bytes(budget)}:\n{plan.table()}\n"
-            f"The least that works is about {format_bytes(least)} (256 tokens of KV cache). Raise memory_budget, or lower "
-            "kv_cache_tokens, max_num_batched_tokens or max_num_seqs."
+            f"The least that works is about {format_bytes(least)} (256 tokens of KV cache). Raise memory_budget, or "
+            "lower kv_cache_tokens, max_num_batched_tokens or max_num_seqs."
         )
     return plan

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm import _core
+import fastllm._core as _core
 from fastllm.errors import InvalidRequestError
 
 Floats = NDArray[np.float32]
@@ -398,7 +398,7 @@ def _native_params(p: SampleParams) -> Any:
         seed=p.seed,
         sequence=p.sequence,
         position=p.position,
-        counts=[tuple(c) for c in p.counts],
+        counts=list(p.counts),
         bias=list(p.bias.items()),
         allowed=list(p.allowed or ()),
         wants_logprob=p.wants_logprob,

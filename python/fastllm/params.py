@@ -23,7 +23,7 @@ class SamplingParams:
         top_p: keep the smallest set of tokens with at least this probability, (0, 1].
         top_k: keep this many most likely tokens; 0 or -1 keeps all.
         min_p: drop tokens below this share of the most likely token's probability, [0, 1].
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output; 1 is none.
+        repetition_penalty: divides positive, multiplies negative logits of tokens seen in prompt or output; 1 is none.
         presence_penalty: subtracted once from the logit of each token generated so far, [-2, 2].
         frequency_penalty: subtracted once per occurrence in the output, [-2, 2].
         seed: makes the request reproducible in any company; None derives one from the engine's seed.

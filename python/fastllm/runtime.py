@@ -93,7 +93,7 @@ class Runtime:
             native.fill_random(seed=options.seed)
         else:
             _fill(plan, native, options.show_progress)
-        self._native = native
+        self._native: _core.Model | None = native
         engine_config = _core.EngineConfig(
             num_pages=self.memory.kv_tokens // native.page_size,
             max_model_len=self.max_model_len,
@@ -137,7 +137,7 @@ class Runtime:
         )
 
     def info(self) -> dict[str, Any]:
-        """Every decision that ``None`` or ``"auto"`` left to the library, the memory plan, and the engine's counters."""
+        """Each decision that ``None`` or ``"auto"`` left to the library, the memory plan, the engine's counters."""
         device, _, isa = self._backend_name.partition(":")
         return {
             "model": str(self.folder),
@@ -325,7 +325,9 @@ def _fill(plan: loader.LoadPlan, native: Any, show_progress: bool) -> None:
 class RequestState:
     """Collects the deltas of one request into a RequestOutput."""
 
-    def __init__(self, request_id: int, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams) -> None:
+    def __init__(
+        self, request_id: int, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams
+    ) -> None:
         self.request_id = request_id
         self._prompt = prompt
         self._prompt_token_ids = prompt_token_ids

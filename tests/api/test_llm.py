@@ -56,7 +56,9 @@ def test_logprobs_are_log_probabilities(llm):
         assert entry[token].rank == 1
         assert len(entry) == 5
         assert sum(math.exp(lp.logprob) for lp in entry.values()) <= 1 + 1e-6
-    assert out.cumulative_logprob == pytest.approx(sum(e[t].logprob for t, e in zip(out.token_ids, out.logprobs)))
+    assert out.cumulative_logprob == pytest.approx(
+        sum(e[t].logprob for t, e in zip(out.token_ids, out.logprobs, strict=True))
+    )
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ def test_no_pickle_in_the_package():
     for path in (ROOT / "python").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                assert all(alias.name.split(".")[0] not in {"pickle", "shelve", "marshal"} for alias in node.names), path
+                assert all(alias.name.split(".")[0] not in {"pickle", "shelve", "marshal"} for alias in node.names), (
+                    path
+                )
             elif isinstance(node, ast.ImportFrom):
                 assert node.module not in {"pickle", "shelve", "marshal"}, path
 

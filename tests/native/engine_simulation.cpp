@@ -66,8 +66,8 @@ class Simulation {
     if (chance(50)) config_.eos_ids = {static_cast<int32_t>(pick(0, config_.vocab_size - 1))};
     std::vector<std::string> names;
     for (int64_t i = 0; i < config_.vocab_size; ++i) names.push_back(std::string(1, static_cast<char>('a' + i % 26)));
-    config_.byte_table = std::make_shared<ByteTable>(
-        names, std::vector<uint8_t>(static_cast<std::size_t>(config_.vocab_size), 0));
+    config_.byte_table =
+        std::make_shared<ByteTable>(names, std::vector<uint8_t>(static_cast<std::size_t>(config_.vocab_size), 0));
     core_ = std::make_unique<EngineCore>(config_, std::make_unique<FakeExecutor>(config_, controls_));
     for (auto& channel : channels_) channel = std::make_shared<Channel>();
     nan_token_ = chance(20) ? pick(0, config_.vocab_size - 1) : -1;
@@ -168,7 +168,8 @@ class Simulation {
     if (chance(10)) p.banned_token_ids = {token()};
     if (chance(10)) p.bad_words = {{token()}, {token(), token()}};
     if (chance(10)) p.allowed_token_ids = {{token(), token(), token()}};
-    if (chance(15)) p.stop = {std::string(1, static_cast<char>('a' + pick(0, 25))) + static_cast<char>('a' + pick(0, 25))};
+    if (chance(15))
+      p.stop = {std::string(1, static_cast<char>('a' + pick(0, 25))) + static_cast<char>('a' + pick(0, 25))};
     return p;
   }
 
@@ -177,7 +178,8 @@ class Simulation {
     // Prompts share heads, so that the prefix cache has something to find.
     const int64_t length = pick(1, 24);
     const int64_t shared = pick(0, length);
-    for (int64_t i = 0; i < length; ++i) submission.prompt_token_ids.push_back(i < shared ? i % config_.vocab_size : token());
+    for (int64_t i = 0; i < length; ++i)
+      submission.prompt_token_ids.push_back(i < shared ? i % config_.vocab_size : token());
     submission.params = random_params();
     submission.priority = chance(20) ? pick(-1, 1) : 0;
     submission.cache_salt = chance(20) ? "other" : "";

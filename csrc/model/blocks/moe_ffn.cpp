@@ -1,4 +1,5 @@
-// Mixture of experts: delta = sum over the chosen experts of weight * expert(normed), plus sigmoid(gate) * shared(normed).
+// Mixture of experts: delta = sum over the chosen experts of weight * expert(normed), plus sigmoid(gate) *
+// shared(normed).
 #include "model/decoder.h"
 
 namespace fastllm {
@@ -6,8 +7,8 @@ namespace fastllm {
 void moe_ffn_block(const MoeSpec& moe, const LayerWeights& w, Backend& backend, const Activations& a) {
   const Mat router = a.router.columns(0, moe.num_experts);
   backend.linear({a.normed, w.router, w.router_bias, router});
-  backend.moe_route({router, moe.experts_per_token, moe.score, moe.renormalize, moe.weight_scale, a.experts,
-                     a.expert_weights});
+  backend.moe_route(
+      {router, moe.experts_per_token, moe.score, moe.renormalize, moe.weight_scale, a.experts, a.expert_weights});
   backend.moe_ffn({a.normed, moe.experts_per_token, a.experts, a.expert_weights, w.expert_gate_up, w.expert_down,
                    w.expert_gate_up_bias, w.expert_down_bias, moe.activation, a.delta});
   if (moe.shared_ffn_dim > 0) {

@@ -6,6 +6,8 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +43,8 @@ QWEN3_0_6B: dict[str, Any] = {
 
 def run(
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Checkpoint; random weights in the shape of Qwen3-0.6B if absent.")
+        str | None,
+        typer.Option("--model", "-m", help="Checkpoint; random weights in the shape of Qwen3-0.6B if absent."),
     ] = None,
     prompt_len: Annotated[int, typer.Option(help="Tokens of the prefill measurement.")] = 512,
     decode_len: Annotated[int, typer.Option(help="Tokens of the decode measurement.")] = 32,
@@ -130,11 +133,13 @@ def measure(
         on_stage("prefill")
         prefill_s = _median(repeat, lambda i: _time_prefill(llm, prompt_len, i))
         flops = 2.0 * work["block_parameters"] * prompt_len + work["attention_flops_per_pair"] * prompt_len**2 / 2
-        cases.append(_case(f"prefill {prompt_len}", prompt_len, prefill_s, flops / prefill_s / 1e9, peak / 1e9, "GFLOP/s"))
+        cases.append(
+            _case(f"prefill {prompt_len}", prompt_len, prefill_s, flops / prefill_s / 1e9, peak / 1e9, "GFLOP/s")
+        )
 
         on_stage("decode")
         for streams in (1, batch):
-            step_s = _median(repeat, lambda i, s=streams: _time_decode(llm, s, decode_len, i))
+            step_s = _median(repeat, partial(_time_decode, llm, streams, decode_len))
             read = work["decode_bytes"] + streams * work["kv_bytes_per_token"] * (64 + decode_len / 2)
             cases.append(
                 _case(
@@ -167,7 +172,7 @@ def _case(name: str, tokens: int, seconds: float, achieved: float, limit: float,
     }
 
 
-def _median(repeat: int, once: Any) -> float:
+def _median(repeat: int, once: Callable[[int], float]) -> float:
     once(-1)  # warm-up: touches pages of weights and cache
     return statistics.median(once(i) for i in range(repeat))
 
@@ -180,7 +185,9 @@ def _time_prefill(llm: Any, prompt_len: int, salt: int) -> float:
     from fastllm import SamplingParams
 
     start = time.perf_counter()
-    llm.generate([_ids(prompt_len, salt)], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False))
+    llm.generate(
+        [_ids(prompt_len, salt)], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
+    )
     return time.perf_counter() - start
 
 

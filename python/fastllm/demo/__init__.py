@@ -1,4 +1,4 @@
-"""The small model in the package, for first tries and tests. See docs/demo-model.md; its text is of LICENSE-DATA.txt."""
+"""The small model in the package, for first tries and tests. See docs/demo-model.md; its text is LICENSE-DATA.txt's."""
 
 from pathlib import Path
 

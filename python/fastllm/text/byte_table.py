@@ -61,7 +61,8 @@ def from_tokenizer_json(tokenizer: Any) -> _core.ByteTable:
         to_bytes = sentencepiece
     else:
         raise UnsupportedModelError(
-            f"tokenizer.json: decoder {sorted(kinds) or 'none'} is not supported (ByteLevel, ByteFallback, Metaspace are)"
+            f"tokenizer.json: decoder {sorted(kinds) or 'none'} is not supported; "
+            "ByteLevel, ByteFallback and Metaspace are"
         )
     added = {token["id"]: token for token in description.get("added_tokens", ())}
     size = tokenizer.get_vocab_size(with_added_tokens=True)

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -20,7 +20,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastllm.errors import CheckpointError, InvalidRequestError
-from fastllm.text.tokenizer import token_text, read_json
+from fastllm.text.tokenizer import read_json, token_text
+
+T = TypeVar("T")
 
 MAX_SOURCE = 256 << 10
 MAX_OUTPUT = 4 << 20
@@ -235,7 +237,7 @@ def _instrument(node: nodes.Node) -> None:
         stack.extend((child, depth + 1) for child in current.iter_child_nodes())
 
 
-def _call(function: str, arguments: list[nodes.Expr]) -> nodes.Call:
+def _call(function: str, arguments: list[Any]) -> nodes.Call:
     return nodes.Call(nodes.Name(function, "load"), arguments, [], None, None)
 
 
@@ -304,7 +306,7 @@ class ChatTemplate:
         return _guarded(run, "chat template")
 
 
-def _guarded(run: Callable[[], Any], what: str) -> Any:
+def _guarded(run: Callable[[], T], what: str) -> T:
     try:
         return run()
     except _BudgetError as error:

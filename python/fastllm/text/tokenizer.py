@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: `tokenizer.json` through the tokenizers library, or `tokenizer.model` through sentencepiece."""
+"""A checkpoint's tokenizer: `tokenizer.json` through tokenizers, or `tokenizer.model` through sentencepiece."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _SentencePieceBackend(_Backend):
             import sentencepiece
         except ImportError as error:
             raise CheckpointError(
-                f"{folder}: tokenizer.model needs the sentencepiece library: pip install 'fastllm-runtime[sentencepiece]'"
+                f"{folder}: tokenizer.model needs sentencepiece: pip install 'fastllm-runtime[sentencepiece]'"
             ) from error
         path = folder / "tokenizer.model"
         if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
@@ -145,9 +145,8 @@ def _added_tokens(folder: Path, config: dict[str, Any], processor: Any) -> dict[
         added[_added_id(folder / "added_tokens.json", i)] = text
     decoder = config.get("added_tokens_decoder", {})
     for i, entry in decoder.items() if isinstance(decoder, dict) else ():
-        text = token_text(entry)
-        if text:
-            added[_added_id(folder / "tokenizer_config.json", i)] = text
+        if content := token_text(entry):
+            added[_added_id(folder / "tokenizer_config.json", i)] = content
     return {i: text for i, text in added.items() if text}
 
 

@@ -1,0 +1,398 @@
+"""
+The native core of fastllm. The public interface is the package `fastllm`.
+"""
+
+from collections.abc import Sequence
+import enum
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+def cpu_isa_levels() -> list[str]:
+    """
+    Names of the instruction set levels of this machine, lowest first; each is a device "cpu:<name>".
+    """
+
+class OpsWeight:
+    def __init__(self, backend: OpsBackend, array: Annotated[NDArray, dict(device='cpu', writable=False)], dtype: str | None = None) -> None: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+class OpsKvCache:
+    def __init__(self, backend: OpsBackend, num_pages: int, num_kv_heads: int, head_dim: int, dtype: str) -> None: ...
+
+    @property
+    def num_pages(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def page_bytes(self, page: int) -> bytes: ...
+
+class OpsSampleRow:
+    def __init__(self, *, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, seed: int, sequence: int, position: int, counts: Sequence[tuple[int, int, bool]], bias: Sequence[tuple[int, float]], allowed: Sequence[int], wants_logprob: bool, num_top: int, forced_token: int) -> None: ...
+
+class OpsBackend:
+    def __init__(self, device: str, num_threads: int = 0) -> None: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    @property
+    def page_size(self) -> int: ...
+
+def ops_embed(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: OpsWeight, arg3: Annotated[NDArray, dict(device='cpu')], arg4: float, /) -> None: ...
+
+def ops_rms_norm(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: Annotated[NDArray, dict(device='cpu', writable=False)], arg3: Annotated[NDArray, dict(device='cpu')], arg4: Annotated[NDArray, dict(device='cpu')] | None, arg5: float, arg6: float, arg7: Annotated[NDArray, dict(device='cpu', writable=False)] | None, /) -> None: ...
+
+def ops_linear(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: OpsWeight, arg3: Annotated[NDArray, dict(device='cpu')], arg4: Annotated[NDArray, dict(device='cpu', writable=False)] | None, /) -> None: ...
+
+def ops_rope_table(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: Annotated[NDArray, dict(device='cpu', writable=False)], arg3: Annotated[NDArray, dict(device='cpu')], arg4: Annotated[NDArray, dict(device='cpu')], arg5: float, /) -> None: ...
+
+def ops_rope_and_store(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu')], arg2: Annotated[NDArray, dict(device='cpu')], arg3: Annotated[NDArray, dict(device='cpu', writable=False)], arg4: Annotated[NDArray, dict(device='cpu', writable=False)] | None, arg5: Annotated[NDArray, dict(device='cpu', writable=False)] | None, arg6: Annotated[NDArray, dict(device='cpu', writable=False)], arg7: OpsKvCache, /) -> None: ...
+
+def ops_paged_attention(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: OpsKvCache, arg3: Annotated[NDArray, dict(device='cpu', writable=False)], arg4: Annotated[NDArray, dict(device='cpu', writable=False)], arg5: Annotated[NDArray, dict(device='cpu', writable=False)], arg6: Annotated[NDArray, dict(device='cpu')], arg7: float, arg8: int, arg9: float, arg10: Annotated[NDArray, dict(device='cpu', writable=False)] | None, /) -> None: ...
+
+def ops_gated_activation(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: ActivationSpec, arg3: Annotated[NDArray, dict(device='cpu')], /) -> None: ...
+
+def ops_moe_route(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: int, arg3: RouteScore, arg4: bool, arg5: float, arg6: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], arg7: Annotated[NDArray, dict(device='cpu')], /) -> None: ...
+
+def ops_moe_ffn(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu', writable=False)], arg2: Annotated[NDArray, dict(device='cpu', writable=False)], arg3: Annotated[NDArray, dict(device='cpu', writable=False)], arg4: OpsWeight, arg5: OpsWeight, arg6: ActivationSpec, arg7: Annotated[NDArray, dict(device='cpu')], arg8: Annotated[NDArray, dict(device='cpu', writable=False)] | None, arg9: Annotated[NDArray, dict(device='cpu', writable=False)] | None, /) -> None: ...
+
+def ops_add(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu')], arg2: Annotated[NDArray, dict(device='cpu', writable=False)], arg3: Annotated[NDArray, dict(device='cpu', writable=False)] | None, /) -> None: ...
+
+def ops_softcap(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu')], arg2: float, /) -> None: ...
+
+def ops_copy_pages(arg0: OpsBackend, arg1: OpsKvCache, arg2: Annotated[NDArray, dict(device='cpu', writable=False)], arg3: Annotated[NDArray, dict(device='cpu', writable=False)], /) -> None: ...
+
+def ops_sample(arg0: OpsBackend, arg1: Annotated[NDArray, dict(device='cpu')], arg2: Sequence[OpsSampleRow], /) -> list: ...
+
+class ByteTable:
+    """Bytes of each token id and whether it is special; immutable."""
+
+    def __init__(self, tokens: Sequence[bytes], is_special: Sequence[int]) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def bytes(self, token: int) -> bytes:
+        """Bytes of a token; empty for an id outside the table."""
+
+    def is_special(self, token: int) -> bool: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool, strip_first_space: bool = False) -> str:
+        """Text of a whole sequence; equals its streamed pieces, joined."""
+
+class Detokenizer:
+    """Ids of one sequence to valid UTF-8, piece by piece."""
+
+    def __init__(self, byte_table: ByteTable | None, *, skip_special: bool = True, strip_first_space: bool = False) -> None: ...
+
+    def push(self, token: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+class StopMatcher:
+    """
+    Stop strings over text in pieces; feed() gives (safe text, index or -1).
+    """
+
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool) -> None: ...
+
+    def feed(self, text: bytes) -> tuple: ...
+
+    def finish(self) -> bytes: ...
+
+class TextPiece:
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def stopped(self) -> bool: ...
+
+    @property
+    def stop_index(self) -> int: ...
+
+class OutputText:
+    """Text of a growing sequence: whole characters, up to a stop string."""
+
+    def __init__(self, byte_table: ByteTable | None, stop: Sequence[str], *, include_stop: bool, skip_special: bool, strip_first_space: bool = False) -> None: ...
+
+    def push(self, token: int) -> TextPiece: ...
+
+    def finish(self) -> TextPiece: ...
+
+class Activation(enum.Enum):
+    SILU = 0
+
+    GELU_TANH = 1
+
+    CLAMPED_SWIGLU = 2
+
+class RouteScore(enum.Enum):
+    SOFTMAX = 0
+
+    SOFTMAX_OF_TOP_K = 1
+
+    SIGMOID = 2
+
+class QkNorm(enum.Enum):
+    NONE = 0
+
+    PER_HEAD = 1
+
+    FULL = 2
+
+class NormSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class RopeSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class ActivationSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class AttentionSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class DenseFfnSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class MoeSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class LayerSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class ModelSpec:
+    def __init__(self, **kwargs) -> None: ...
+
+    def __getattr__(self, arg: str, /) -> object: ...
+
+    def __repr__(self) -> str: ...
+
+class TokenLogprobs:
+    @property
+    def token(self) -> int: ...
+
+    @property
+    def logprob(self) -> float: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def top(self) -> list[tuple[int, float]]: ...
+
+class RequestMetrics:
+    @property
+    def arrival_s(self) -> float: ...
+
+    @property
+    def first_scheduled_s(self) -> float: ...
+
+    @property
+    def first_token_s(self) -> float: ...
+
+    @property
+    def last_token_s(self) -> float: ...
+
+    @property
+    def num_prompt_tokens(self) -> int: ...
+
+    @property
+    def num_cached_tokens(self) -> int: ...
+
+    @property
+    def num_generated_tokens(self) -> int: ...
+
+    @property
+    def num_preemptions(self) -> int: ...
+
+class RequestDelta:
+    @property
+    def request_id(self) -> int: ...
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def token_ids(self) -> list[int]: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]: ...
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs]: ...
+
+    @property
+    def metrics(self) -> RequestMetrics: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+    @property
+    def stop_reason(self) -> object: ...
+
+    @property
+    def error(self) -> object: ...
+
+class FakeControls:
+    """Steers the executor of make_fake_engine()."""
+
+    @property
+    def fail_in(self) -> int: ...
+
+    @fail_in.setter
+    def fail_in(self, arg: int, /) -> None: ...
+
+    @property
+    def delay_us(self) -> int: ...
+
+    @delay_us.setter
+    def delay_us(self, arg: int, /) -> None: ...
+
+    @property
+    def nan_token(self) -> int: ...
+
+    @nan_token.setter
+    def nan_token(self, arg: int, /) -> None: ...
+
+    @property
+    def num_bad_reads(self) -> int: ...
+
+    @num_bad_reads.setter
+    def num_bad_reads(self, arg: int, /) -> None: ...
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @num_steps.setter
+    def num_steps(self, arg: int, /) -> None: ...
+
+def make_fake_engine(config: EngineConfig, *, page_size: int, vocab_size: int) -> tuple[Engine, FakeControls]:
+    """
+    For tests: an engine whose next token is a hash of all tokens before, and the controls of its executor.
+    """
+
+def sampling_param_table() -> list:
+    """
+    Each sampling parameter: name, type, default (as a Python literal), range, limits of lists, help.
+    """
+
+class EngineConfig:
+    def __init__(self, *, num_pages: int, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, max_logit_rows: int, max_queue: int, enable_prefix_caching: bool, seed: int, eos_ids: Sequence[int], byte_table: ByteTable | None) -> None: ...
+
+class Channel:
+    """Where the results of requests go; see Engine.open_channel()."""
+
+    def poll(self, timeout_s: float) -> list[RequestDelta]:
+        """
+        Takes all new results, at most one per sequence; waits up to timeout_s for one.
+        """
+
+    @property
+    def is_closed(self) -> bool: ...
+
+class Engine:
+    """A running engine; made by Model.start()."""
+
+    def open_channel(self) -> Channel: ...
+
+    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '') -> int: ...
+
+    def abort(self, request_id: int) -> None: ...
+
+    def stats(self) -> dict: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def is_closed(self) -> bool: ...
+
+class Model:
+    """A model on a device: plan its memory, fill its weights, start engines."""
+
+    def __init__(self, spec: ModelSpec, *, device: str, num_threads: int, dtype: str) -> None: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def backend_name(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    @property
+    def page_size(self) -> int: ...
+
+    def weight_bytes(self) -> int: ...
+
+    def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int) -> int: ...
+
+    def kv_page_bytes(self, kv_dtype: str) -> int: ...
+
+    def allocate_weights(self) -> None: ...
+
+    def fill_matrix(self, *, name: str, address: int, dtype: str, num_rows: int, num_cols: int, row_stride: int, col_stride: int, row_begin: int, expert: int) -> None: ...
+
+    def fill_vector(self, *, name: str, address: int, dtype: str, count: int, stride: int, offset: int) -> None: ...
+
+    def fill_random(self, seed: int) -> None: ...
+
+    def unfilled(self) -> list[str]: ...
+
+    def start(self, config: EngineConfig, kv_dtype: str) -> Engine: ...
+
+def measure_limits(num_threads: int) -> dict:
+    """
+    Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.
+    """
+
+def default_num_threads() -> int:
+    """
+    Threads that this process should use: affinity, cgroup quota, physical cores.
+    """
