@@ -47,6 +47,9 @@ DType dtype_of(WeightFormat format);
 // Element (n, k) of one expert, widened to float.
 float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k);
 float gated(const ActivationSpec& spec, float gate, float up);
+double sigmoid(double x);
+// Row n of an expert's matrix times x, one sum over ascending k.
+double dot(const PackedWeight& w, int64_t expert, int64_t n, const float* x);
 
 }  // namespace reference
 }  // namespace fastllm
