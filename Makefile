@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt p
 .PHONY: demo test lint stubs sanitize bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --stream
+	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --temperature 0.8 --seed 0 --stream
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest tests
