@@ -27,6 +27,7 @@ class LLM:
     Args:
         model: checkpoint directory or hub id; None uses the small demo model of the package.
         tokenizer: directory of another tokenizer.
+        skip_tokenizer_init: load no tokenizer: prompts are token ids, and outputs have no text.
         device: ``"auto"``, ``"cpu"``, ``"cpu:<level>"`` (scalar, avx2, avx512, vnni, bf16) or ``"reference"``.
         dtype: type of the weights: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"``, ``"float16"``.
         quantization: not supported yet; must be None.
@@ -55,6 +56,7 @@ class LLM:
         model: str | Path | None = None,
         *,
         tokenizer: str | Path | None = None,
+        skip_tokenizer_init: bool = False,
         device: str = "auto",
         dtype: str = "auto",
         quantization: str | None = None,
@@ -79,6 +81,7 @@ class LLM:
             model,
             EngineOptions(
                 tokenizer=tokenizer,
+                skip_tokenizer_init=skip_tokenizer_init,
                 device=device,
                 dtype=dtype,
                 quantization=quantization,

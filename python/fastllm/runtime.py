@@ -34,6 +34,7 @@ class EngineOptions:
     """The keyword arguments of ``LLM`` and ``AsyncLLM``; see ``LLM`` for their meaning."""
 
     tokenizer: str | Path | None = None
+    skip_tokenizer_init: bool = False
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
@@ -82,8 +83,12 @@ class Runtime:
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
-        self.tokenizer = None if is_dummy else Tokenizer.load(Path(options.tokenizer or folder))
-        self.chat_template: ChatTemplate | None = None if is_dummy else load_chat_template(folder)
+        self.tokenizer: Tokenizer | None = None
+        self.chat_template: ChatTemplate | None = None
+        if not options.skip_tokenizer_init and (options.tokenizer is not None or not is_dummy):
+            text_folder = Path(options.tokenizer or folder)
+            self.tokenizer = Tokenizer.load(text_folder)
+            self.chat_template = load_chat_template(text_folder if is_dummy else folder)
         self.eos_token_ids = _eos_ids(folder, config, self.tokenizer)
 
         native = _core.Model(spec, device=options.device, num_threads=options.num_threads or 0, dtype=self.dtype)
@@ -203,7 +208,7 @@ class Runtime:
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise InvalidRequestError("there is no tokenizer (load_format='dummy'); give prompts as token ids")
+            raise InvalidRequestError("this engine has no tokenizer; give prompts as token ids")
         return self.tokenizer
 
     def submit(

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import fastllm
-from fastllm import LLM, AsyncLLM, SamplingParams
+from fastllm import LLM, AsyncLLM, InvalidRequestError, SamplingParams
 
 SMALL = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_tokens": 4096}
 
@@ -216,3 +216,14 @@ def test_idle_engine_uses_no_cpu(llm):
     # Bookkeeping of the interpreter only; a spinning thread would show as a whole second.
     assert time.process_time() - start < 0.05
     assert os.getpid() > 0
+
+
+def test_without_a_tokenizer_prompts_are_token_ids():
+    with LLM(skip_tokenizer_init=True, kv_cache_tokens=256) as bare, LLM(kv_cache_tokens=256) as llm:
+        params = SamplingParams(temperature=0, max_tokens=8)
+        ids = llm.encode("The os module")
+        got = bare.generate([ids], params)[0].outputs[0]
+        assert got.token_ids == llm.generate([ids], params)[0].outputs[0].token_ids
+        assert got.text == ""
+        with pytest.raises(InvalidRequestError, match="no tokenizer"):
+            bare.generate("text", params)
