@@ -1,14 +1,11 @@
 """Each tokenizer of the zoo is trained once a run; ours and the oracle read the same folder."""
 
-import sys
 from pathlib import Path
 
 import pytest
+import zoo
 
-sys.path.insert(0, str(Path(__file__).parent))
-import zoo  # noqa: E402  (beside this file, as pytest leaves it)
-
-from fastllm.demo import DEMO_MODEL  # noqa: E402
+from fastllm.demo import DEMO_MODEL
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Tokenizers of every style that published checkpoints use, trained here on a small multilingual text.
 
-`build(name, folder)` writes the files of a model folder: `tokenizer.json` or `tokenizer.model`, `tokenizer_config.json`.
+`build(name, folder)` writes the files of a model folder: `tokenizer.json` or `tokenizer.model`, and
+`tokenizer_config.json`.
 Vocabularies are tiny, so merges, byte fallback and added tokens all matter in nearly every text.
 """
 

@@ -55,9 +55,9 @@ def strips_first_space(decoder: Any) -> bool:
     if not isinstance(decoder, Mapping):
         return False
     if decoder.get("type") == "Strip":
-        return decoder.get("content") == " " and decoder.get("start") == 1
+        return bool(decoder.get("content") == " " and decoder.get("start") == 1)
     if decoder.get("type") == "Metaspace":
-        return decoder.get("prepend_scheme", "always") != "never"
+        return bool(decoder.get("prepend_scheme", "always") != "never")
     return any(strips_first_space(part) for part in decoder.get("decoders", ()))
 
 

@@ -34,8 +34,8 @@ def read_json(path: Path) -> dict[str, Any]:
 class Tokenizer:
     """Text <-> token ids. Thread-safe.
 
-    Special tokens written in a plain text are read as such, as Hugging Face tokenizers do: `"<|im_end|>"` in a prompt is
-    one id. Who puts text of others into a prompt and minds that, encodes the parts and joins the ids.
+    Special tokens written in a plain text are read as such, as Hugging Face tokenizers do: `"<|im_end|>"` in a prompt
+    is one id. Who puts text of others into a prompt and minds that, encodes the parts and joins the ids.
     Whether bos and eos are added: `tokenizer.json` says it in its post-processor (add_bos_token in
     `tokenizer_config.json` is not read then, as in transformers); beside a `tokenizer.model` add_bos_token and
     add_eos_token say it, true and false if absent.
