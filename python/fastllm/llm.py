@@ -135,13 +135,24 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or many: lists of ``{"role": ..., "content": ...}``."""
+        """Answers one conversation, or many: lists of ``{"role": ..., "content": ...}``.
+
+        Args:
+            messages: a conversation or a list of conversations.
+            sampling_params: one for all, or one per conversation; None is ``SamplingParams()``.
+            add_generation_prompt: end the prompt with the beginning of an answer.
+            chat_template_kwargs: data that the model's template reads (``tools``, ``documents``, ``enable_thinking``).
+            use_tqdm: show a progress bar.
+
+        Raises:
+            InvalidRequestError: the template refuses the conversation, or a parameter is wrong.
+        """
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts: list[Prompt] = [
             self._runtime.render_chat(
                 conversation,  # type: ignore[arg-type]
                 add_generation_prompt=add_generation_prompt,
-                **dict(chat_template_kwargs or {}),
+                variables=chat_template_kwargs,
             )
             for conversation in conversations
         ]

@@ -254,12 +254,16 @@ class Runtime:
         return [ids for i, ids in enumerate(forms) if ids and ids not in forms[:i]]
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a conversation by the model's chat template."""
+        """Token ids of a conversation by the model's chat template; `variables` are data for the template."""
         if self.chat_template is None:
             raise InvalidRequestError(f"{self.folder}: the model has no chat template; use generate()")
-        text = self.chat_template.render(list(messages), add_generation_prompt=add_generation_prompt, **variables)
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
         # The template writes its special tokens itself.
         return self._tokenizer().encode(text, add_special_tokens=False)
 
