@@ -296,6 +296,10 @@ def _params_for(
 ) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * len(prompts)
+    if not isinstance(params, (list, tuple)):
+        raise InvalidRequestError(
+            f"sampling_params is {type(params).__name__}, expected SamplingParams or a list of them"
+        )
     if len(params) != len(prompts):
         raise InvalidRequestError(f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one each")
     return params
