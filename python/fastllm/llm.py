@@ -110,7 +110,8 @@ class LLM:
         """Generates for one or many prompts and waits for all.
 
         Args:
-            prompts: a string, a list of token ids, ``{"prompt_token_ids": [...]}``, or a list of these.
+            prompts: a string, a list of token ids, ``{"prompt_token_ids": [...]}``, or a list of these. Special tokens
+                written in a string are read as such, as Hugging Face tokenizers do.
             sampling_params: one for all, or one per prompt; None is ``SamplingParams()``.
             priority: lower is served first.
             cache_salt: requests share cached prefixes only within the same salt.

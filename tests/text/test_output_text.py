@@ -57,7 +57,7 @@ def expected(text, stops):
     return text, None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(ids=IDS, skip_special=st.booleans())
 def test_pieces_join_to_the_decoding_of_all_bytes(ids, skip_special):
     pieces, _ = pieces_of(ids, skip_special=skip_special)
@@ -65,7 +65,7 @@ def test_pieces_join_to_the_decoding_of_all_bytes(ids, skip_special):
     assert TABLE.decode(ids, skip_special=skip_special) == whole(ids, skip_special=skip_special)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=st.binary(max_size=24), cuts=st.lists(st.integers(0, 24), max_size=6))
 def test_any_bytes_cut_anywhere_are_what_python_decodes(data, cuts):
     borders = sorted({0, len(data), *(min(c, len(data)) for c in cuts)})
@@ -75,7 +75,7 @@ def test_any_bytes_cut_anywhere_are_what_python_decodes(data, cuts):
     assert "".join(pieces) == data.decode("utf-8", "replace")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(text=st.text(max_size=12))
 def test_valid_text_is_held_back_for_at_most_the_rest_of_a_character(text):
     """After each byte, everything but an unfinished character is out: nobody waits longer than needed."""
@@ -93,7 +93,7 @@ PIECES = ["a", "ab", "aba", "abab", "bab", "aab", "€", "é", "😀", "�", "a
 STOPS = st.lists(st.sampled_from([*PIECES, "b ", " !", "\n"]), max_size=4)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, deadline=None, derandomize=True)
 @given(ids=IDS, stops=STOPS, include_stop=st.booleans())
 @example(ids=[], stops=["a"], include_stop=False)
 @example(ids=[TOKENS.index(b"abab")], stops=["bab", "aba"], include_stop=False)
@@ -107,7 +107,7 @@ def test_stop_strings_end_the_text_at_the_earliest_match_however_it_is_cut(ids, 
         assert all(before.startswith("".join(pieces[: i + 1])) for i in range(len(pieces)))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(text=st.text(alphabet="ab€", max_size=16), stops=STOPS)
 def test_held_back_text_is_only_the_beginning_of_a_stop_string(text, stops):
     """Character by character: what is not shown yet is the longest end of the text that begins a stop string."""
@@ -167,7 +167,7 @@ def test_streamed_pieces_join_to_the_full_decoding_by_transformers(name, folder)
     ours = Tokenizer.load(folder(name))
     oracle = transformers.PreTrainedTokenizerFast.from_pretrained(folder(name))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150, deadline=None, derandomize=True)
     @given(ids=st.lists(st.integers(0, len(ours.byte_table) - 1), max_size=16), skip=st.booleans())
     def check(ids, skip):
         pieces, _ = pieces_of(ids, table=ours.byte_table, skip_special=skip)

@@ -36,6 +36,7 @@ class Oracle:
             processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
             self.encode = lambda text: [processor.bos_id(), *processor.encode(text)]
             self.decode = processor.decode
+            self.byte_space = processor.piece_to_id("<0x20>")
         else:
             tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
             self.encode = lambda text: tokenizer(text).input_ids
@@ -71,7 +72,7 @@ def pieces_of_text():
     return st.lists(awkward | st.text(max_size=6) | st.sampled_from([*zoo.TEXTS.values()]), max_size=6).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(text=pieces_of_text())
 def test_random_unicode_has_the_ids_of_the_oracle_and_comes_back(pair, text):
     name, ours, oracle = pair
@@ -83,7 +84,7 @@ def test_random_unicode_has_the_ids_of_the_oracle_and_comes_back(pair, text):
         assert ours.decode(ids) == spaced
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_sequence_of_ids_decodes_as_the_oracle_does(pair, data):
     name, ours, oracle = pair
@@ -94,6 +95,8 @@ def test_any_sequence_of_ids_decodes_as_the_oracle_does(pair, data):
         # The library writes U+2047 for the unknown token and knows nothing of added ones.
         table = ours.byte_table
         ids = [i for i in ids if not table.is_special(i) and table.bytes(i)]
+        # Nor does it ever write a space as a byte token, which it keeps at the beginning too.
+        ids = [i for i in ids if i != oracle.byte_space]
         # It writes one U+FFFD a byte where Unicode (and we) write one a broken character: compare whole texts only.
         if "\ufffd" in ours.decode(ids):
             return
