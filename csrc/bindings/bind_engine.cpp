@@ -24,11 +24,23 @@ namespace {
 
 using BiasList = std::vector<std::pair<int64_t, double>>;
 
+// What a parameter of this type is given as.
+template <class T>
+const char* expected() {
+  if constexpr (std::is_same_v<T, bool>) return "True or False";
+  if constexpr (std::is_same_v<T, int64_t>) return "an integer of at most 64 bits";
+  if constexpr (std::is_same_v<T, double>) return "a number";
+  if constexpr (std::is_same_v<T, std::optional<int64_t>>) return "an integer of at most 64 bits, or None";
+  if constexpr (std::is_same_v<T, std::vector<std::string>>) return "a list of strings";
+  if constexpr (std::is_same_v<T, BiasList>) return "a dict of token id -> number";
+  return "a list of token ids";
+}
+
 template <class T>
 T cast_param(const char* name, nb::handle value) {
   if constexpr (std::is_same_v<T, BiasList>) {
     if (!nb::isinstance<nb::dict>(value)) {
-      fail(ErrorKind::kInvalidRequest, name, " must be a dict of token id -> number");
+      fail(ErrorKind::kInvalidRequest, name, " must be ", expected<T>(), ", not ", nb::type_name(value.type()).c_str());
     }
     BiasList list;
     for (const auto& [token, bias] : nb::cast<nb::dict>(value)) {
@@ -37,13 +49,11 @@ T cast_param(const char* name, nb::handle value) {
     return list;
   } else {
     // A bool is an int in Python; here it is a mistake.
-    if constexpr (!std::is_same_v<T, bool>) {
-      if (PyBool_Check(value.ptr())) fail(ErrorKind::kInvalidRequest, name, " must not be a bool");
-    }
+    const bool is_misplaced_bool = !std::is_same_v<T, bool> && PyBool_Check(value.ptr());
     T out{};
-    if (!nb::try_cast<T>(value, out)) {
-      fail(ErrorKind::kInvalidRequest, name,
-           " has the wrong type, or is too large: ", nb::repr(nb::borrow(value.type())).c_str());
+    if (is_misplaced_bool || !nb::try_cast<T>(value, out)) {
+      fail(ErrorKind::kInvalidRequest, name, " must be ", expected<T>(), ", not this ",
+           nb::type_name(value.type()).c_str());
     }
     return out;
   }

@@ -1,7 +1,9 @@
 #include "engine/params.h"
 
+#include <algorithm>
 #include <iomanip>
 #include <sstream>
+#include <unordered_set>
 
 #include "core/checked.h"
 
@@ -76,6 +78,15 @@ struct Checker {
   }
 };
 
+void check_bans_leave_a_token(const SamplingParams& p, int64_t vocab_size) {
+  if (p.banned_token_ids.empty()) return;
+  const std::unordered_set<int64_t> banned(p.banned_token_ids.begin(), p.banned_token_ids.end());
+  const bool bans_all = p.allowed_token_ids
+                            ? std::ranges::all_of(*p.allowed_token_ids, [&](int64_t id) { return banned.contains(id); })
+                            : std::cmp_equal(banned.size(), vocab_size);
+  if (bans_all) fail(ErrorKind::kInvalidRequest, "banned_token_ids leaves no token to generate");
+}
+
 struct TableBuilder {
   std::vector<ParamInfo>& table;
 
@@ -123,6 +134,7 @@ void check(const SamplingParams& p, int64_t vocab_size) {
   if (p.allowed_token_ids && p.allowed_token_ids->empty()) {
     fail(ErrorKind::kInvalidRequest, "allowed_token_ids is empty; leave it out to allow every token");
   }
+  check_bans_leave_a_token(p, vocab_size);
   if (!p.detokenize && !p.stop.empty()) {
     fail(ErrorKind::kInvalidRequest, "stop strings need detokenize = True; use stop_token_ids without it");
   }

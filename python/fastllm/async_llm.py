@@ -144,7 +144,9 @@ class AsyncLLM:
     ) -> AsyncIterator[RequestOutput]:
         """``generate`` for a conversation."""
         loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(None, lambda: self._runtime.render_chat(messages, **template_variables))
+        prompt = await loop.run_in_executor(
+            None, lambda: self._runtime.render_chat(messages, variables=template_variables)
+        )
         async for output in self.generate(prompt, sampling_params):
             yield output
 

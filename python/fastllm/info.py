@@ -36,7 +36,8 @@ def checkpoint_info(model: str | None) -> dict[str, Any]:
     folder = resolve(model or DEMO_MODEL)
     config = Config.load(folder)
     spec = models.family_of(config).spec(config, None)
-    tensors = open_checkpoint(folder)
+    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    tensors = open_checkpoint(folder) if has_weights else {}
     parameters = sum(t.num_elements for t in tensors.values())
     return {
         "path": str(folder),
@@ -44,7 +45,7 @@ def checkpoint_info(model: str | None) -> dict[str, Any]:
         "layers": len(spec.layers),
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
-        "parameters": parameters,
-        "bytes": format_bytes(sum(t.data.nbytes for t in tensors.values())),
+        "parameters": parameters if has_weights else None,
+        "bytes": format_bytes(sum(t.data.nbytes for t in tensors.values())) if has_weights else "no weights here",
         "dtypes": sorted({t.dtype for t in tensors.values()}),
     }

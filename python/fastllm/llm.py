@@ -113,7 +113,8 @@ class LLM:
         """Generates for one or many prompts and waits for all.
 
         Args:
-            prompts: a string, a list of token ids, ``{"prompt_token_ids": [...]}``, or a list of these.
+            prompts: a string, a list of token ids, ``{"prompt_token_ids": [...]}``, or a list of these. Special tokens
+                written in a string are read as such, as Hugging Face tokenizers do.
             sampling_params: one for all, or one per prompt; None is ``SamplingParams()``.
             priority: lower is served first.
             cache_salt: requests share cached prefixes only within the same salt.
@@ -138,13 +139,24 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or many: lists of ``{"role": ..., "content": ...}``."""
+        """Answers one conversation, or many: lists of ``{"role": ..., "content": ...}``.
+
+        Args:
+            messages: a conversation or a list of conversations.
+            sampling_params: one for all, or one per conversation; None is ``SamplingParams()``.
+            add_generation_prompt: end the prompt with the beginning of an answer.
+            chat_template_kwargs: data that the model's template reads (``tools``, ``documents``, ``enable_thinking``).
+            use_tqdm: show a progress bar.
+
+        Raises:
+            InvalidRequestError: the template refuses the conversation, or a parameter is wrong.
+        """
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts: list[Prompt] = [
             self._runtime.render_chat(
                 conversation,  # type: ignore[arg-type]
                 add_generation_prompt=add_generation_prompt,
-                **dict(chat_template_kwargs or {}),
+                variables=chat_template_kwargs,
             )
             for conversation in conversations
         ]
@@ -288,6 +300,10 @@ def _params_for(
 ) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * len(prompts)
+    if not isinstance(params, (list, tuple)):
+        raise InvalidRequestError(
+            f"sampling_params is {type(params).__name__}, expected SamplingParams or a list of them"
+        )
     if len(params) != len(prompts):
         raise InvalidRequestError(f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one each")
     return params

@@ -226,6 +226,10 @@ class Runtime:
         self, request: PreparedRequest, channel: Any, *, priority: int = 0, cache_salt: str = ""
     ) -> RequestState:
         """The quick part: checks in the engine, and a place in its queue."""
+        if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**63) <= priority < 2**63:
+            raise InvalidRequestError(f"priority = {priority!r} must be an integer of 64 bits")
+        if not isinstance(cache_salt, str):
+            raise InvalidRequestError(f"cache_salt is {type(cache_salt).__name__}, expected a string")
         request_id = self.engine.submit(request.token_ids, request.native_params, channel, priority, cache_salt)
         return RequestState(request_id, request.prompt, request.token_ids, request.params)
 
@@ -240,17 +244,33 @@ class Runtime:
                 )
             if "prompt_token_ids" in prompt:
                 return prompt.get("prompt"), _token_ids(prompt["prompt_token_ids"])
-            return self._prompt_ids(str(prompt["prompt"]))
+            if not isinstance(prompt["prompt"], str):
+                raise InvalidRequestError(f"the prompt is {type(prompt['prompt']).__name__}, expected a string")
+            return self._prompt_ids(prompt["prompt"])
         return None, _token_ids(prompt)
 
     def _native_params(self, params: SamplingParams) -> dict[str, Any]:
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(
+                f"sampling_params is {type(params).__name__}, expected SamplingParams; "
+                "SamplingParams.from_dict() makes one of names and values"
+            )
         values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-        if isinstance(values["stop"], str):
+        for name in ("stop", "stop_token_ids", "bad_words", "banned_token_ids", "logit_bias"):
+            if values[name] is None:
+                del values[name]
+        if isinstance(values.get("stop"), str):
             values["stop"] = [values["stop"]]
-        values["bad_words"] = [ids for word in params.bad_words for ids in self._bad_word_ids(word)]
+        if "bad_words" in values:
+            words = values["bad_words"]
+            if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+                raise InvalidRequestError("bad_words must be a list of strings")
+            if "" in words:
+                raise InvalidRequestError("bad_words contains an empty string")
+            values["bad_words"] = [ids for word in words for ids in self._bad_word_ids(word)]
         if self.tokenizer is None:
             values["detokenize"] = False
-        return {name: value for name, value in values.items() if value is not None}
+        return values
 
     def _bad_word_ids(self, word: str) -> list[list[int]]:
         """A word starts a text or follows a space; most tokenizers write the two differently."""
@@ -259,12 +279,16 @@ class Runtime:
         return [ids for i, ids in enumerate(forms) if ids and ids not in forms[:i]]
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a conversation by the model's chat template."""
+        """Token ids of a conversation by the model's chat template; `variables` are data for the template."""
         if self.chat_template is None:
             raise InvalidRequestError(f"{self.folder}: the model has no chat template; use generate()")
-        text = self.chat_template.render(list(messages), add_generation_prompt=add_generation_prompt, **variables)
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
         # The template writes its special tokens itself.
         return self._tokenizer().encode(text, add_special_tokens=False)
 
@@ -297,7 +321,10 @@ def _token_ids(ids: Any) -> list[int]:
     for i, token in enumerate(ids):
         if isinstance(token, bool) or not hasattr(token, "__index__"):
             raise InvalidRequestError(f"prompt_token_ids[{i}] is {type(token).__name__}, expected an integer")
-        out.append(int(token.__index__()))
+        value = int(token.__index__())
+        if not 0 <= value < 2**31:
+            raise InvalidRequestError(f"prompt_token_ids[{i}] = {value} is not a token id")
+        out.append(value)
     return out
 
 

@@ -2,35 +2,87 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fastllm.cli import bench, chat, generate, info
 from fastllm.errors import FastLLMError, InvalidRequestError
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 app = typer.Typer(
-    help="Run large language models in this process. Without a model, commands use the small one in the package.",
+    help="Run large language models in this process. Without a model, commands use the small one in the package. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("generate")(generate.run)
-app.command("chat")(chat.run)
-app.command("bench")(bench.run)
-app.command("info")(info.run)
+
+
+def _show_version(is_asked: bool) -> None:
+    if not is_asked:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(version("fastllm-runtime"))
+    except PackageNotFoundError:  # run from a source tree
+        print("not installed")
+    raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+@app.callback()
+def _common(version: _Version = False) -> None:
+    pass
+
+
+def _report(error: BaseException) -> None:
+    # Text, not markup: messages hold brackets.
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text("error: ", style="red").append(str(error)))
+
+
+def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
+    """A failure is one line on standard error and an exit code; a traceback means a bug."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        try:
+            command(**arguments)
+            sys.stdout.flush()
+        except InvalidRequestError as error:
+            _report(error)
+            raise typer.Exit(2) from None
+        except FastLLMError as error:
+            _report(error)
+            raise typer.Exit(1) from None
+        except BrokenPipeError:  # the reader has enough: `fastllm generate ... | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+for _name, _command in (("generate", generate.run), ("chat", chat.run), ("bench", bench.run), ("info", info.run)):
+    app.command(_name)(_with_exit_codes(_command))
 
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
-        app()
-    except InvalidRequestError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
-        sys.exit(2)
-    except FastLLMError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without Unicode gets question marks, not an exception.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from fastllm.cli import options
 
+DECODE_CONTEXT = 64  # tokens before the decode measurement
 # The shape of Qwen3-0.6B, for runs without a checkpoint: random weights, same work.
 QWEN3_0_6B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -44,7 +46,11 @@ QWEN3_0_6B: dict[str, Any] = {
 def run(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Checkpoint; random weights in the shape of Qwen3-0.6B if absent."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Checkpoint; random weights for a folder with config.json alone, the shape of Qwen3-0.6B if absent.",
+        ),
     ] = None,
     prompt_len: Annotated[int, typer.Option(help="Tokens of the prefill measurement.")] = 512,
     decode_len: Annotated[int, typer.Option(help="Tokens of the decode measurement.")] = 32,
@@ -55,8 +61,12 @@ def run(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Measure prefill, decode of one stream and of a batch, with the share of the machine's limit."""
-    progress = Progress(console=Console(stderr=True), transient=True, disable=json_output)
+    """Measure prefill and decode on this machine, and the share of its limit that they reach.
+
+    Prefill is compared with the peak of the arithmetic, decode with the bandwidth of reading the weights; both are
+    measured in the same run. Decode is measured for one stream and for --batch of them.
+    """
+    progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     with progress, tempfile.TemporaryDirectory() as folder:
         task = progress.add_task("measuring", total=None)
         report = measure(
@@ -105,12 +115,15 @@ def measure(
     """Runs the cases and returns them as plain data. Shares are of the limits measured in the same run."""
     from fastllm import LLM, _core
 
-    load_format = "auto"
+    load_format, name = "auto", model
     if model is None:
         (scratch / "config.json").write_text(json.dumps(QWEN3_0_6B))
-        model, load_format = str(scratch), "dummy"
+        model, name = str(scratch), "random weights, Qwen3-0.6B shape"
+        load_format = "dummy"
+    elif Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+        load_format, name = "dummy", f"random weights, shape of {model}"
     on_stage("loading")
-    length = prompt_len + decode_len + 16
+    length = max(prompt_len, DECODE_CONTEXT) + decode_len + 16
     with LLM(
         model,
         load_format=load_format,
@@ -140,10 +153,10 @@ def measure(
         on_stage("decode")
         for streams in (1, batch):
             step_s = _median(repeat, partial(_time_decode, llm, streams, decode_len))
-            read = work["decode_bytes"] + streams * work["kv_bytes_per_token"] * (64 + decode_len / 2)
+            read = work["decode_bytes"] + streams * work["kv_bytes_per_token"] * (DECODE_CONTEXT + decode_len / 2)
             cases.append(
                 _case(
-                    f"decode {streams} x ctx 64",
+                    f"decode {streams} x ctx {DECODE_CONTEXT}",
                     streams,
                     step_s,
                     read / step_s / 1e9,
@@ -152,7 +165,7 @@ def measure(
                 )
             )
     return {
-        "model": "random weights, Qwen3-0.6B shape" if load_format == "dummy" else model,
+        "model": name,
         "backend": info["backend"],
         "threads": info["num_threads"],
         "limits": limits,
@@ -195,7 +208,7 @@ def _time_decode(llm: Any, streams: int, decode_len: int, salt: int) -> float:
     """Seconds of one decode step: the difference of a long and a short generation over the same prompts."""
     from fastllm import SamplingParams
 
-    prompts = [_ids(64, salt * 64 + i) for i in range(streams)]
+    prompts = [_ids(DECODE_CONTEXT, salt * 64 + i) for i in range(streams)]
     seconds = []
     for count in (2, 2 + decode_len):
         params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)

@@ -11,12 +11,17 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cpu:avx2", "cpu:scalar", ... or "reference".')]
 Dtype = Annotated[str, typer.Option(help='Weights: "auto" (as in the checkpoint), "float32", "bfloat16", "float16".')]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; chosen from affinity and cgroup quota if absent.")]
-MaxModelLen = Annotated[int | None, typer.Option(help="Longest context in tokens.")]
-MemoryBudget = Annotated[str | None, typer.Option(help='All memory of the engine, for example "4GiB".')]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default what affinity and cgroup quota leave.")]
+MaxModelLen = Annotated[
+    int | None, typer.Option(help="Longest context in tokens, prompt and output; the model's by default.")
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(help='Memory for weights, activations and cache, as "4GiB"; by default a share of what is free.'),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the most likely token; more makes the choice more random.")]
 TopP = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")]
 TopK = Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.")]
-Seed = Annotated[int | None, typer.Option(help="Makes the output reproducible.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed and prompt, same output.")]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastllm import _core
@@ -51,11 +50,25 @@ def decoder_kinds(decoder: Any) -> set[str]:
     return kinds
 
 
-def from_tokenizer_json(tokenizer: Any) -> _core.ByteTable:
-    """Table of a `tokenizers.Tokenizer`."""
-    description = json.loads(tokenizer.to_str())
+def strips_first_space(decoder: Any) -> bool:
+    """Whether decoding a whole text drops the space that encoding put in front of it."""
+    if not isinstance(decoder, Mapping):
+        return False
+    if decoder.get("type") == "Strip":
+        return bool(decoder.get("content") == " " and decoder.get("start") == 1)
+    if decoder.get("type") == "Metaspace":
+        return bool(decoder.get("prepend_scheme", "always") != "never")
+    return any(strips_first_space(part) for part in decoder.get("decoders", ()))
+
+
+def from_tokenizer_json(description: Mapping[str, Any], tokenizer: Any, special: Collection[str]) -> _core.ByteTable:
+    """Table of a `tokenizers.Tokenizer` and its JSON form.
+
+    special: tokens that are special whatever the file says of them (bos, eos, ...).
+    """
     kinds = decoder_kinds(description.get("decoder"))
-    if "ByteLevel" in kinds:
+    is_byte_level = "ByteLevel" in kinds
+    if is_byte_level:
         to_bytes = byte_level
     elif kinds & {"ByteFallback", "Metaspace", "Replace", "Fuse"}:
         to_bytes = sentencepiece
@@ -68,16 +81,19 @@ def from_tokenizer_json(tokenizer: Any) -> _core.ByteTable:
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     if added:
         size = max(size, max(added) + 1)
-    tokens, special = [], []
+    tokens, flags = [], []
     for i in range(size):
         if i in added:
-            tokens.append(added[i]["content"].encode())
-            special.append(int(bool(added[i]["special"])))
+            text = added[i]["content"]
+            # SentencePiece vocabularies list runs of U+2581 as added tokens: spaces all the same. In a byte-level
+            # vocabulary an added token stands for itself: read as GPT-2 bytes, one with "é" would be damaged.
+            tokens.append(text.encode() if is_byte_level else sentencepiece(text))
+            flags.append(int(bool(added[i]["special"]) or text in special))
         else:
             token = tokenizer.id_to_token(i)
             tokens.append(b"" if token is None else to_bytes(token))
-            special.append(0)
-    return _core.ByteTable(tokens, special)
+            flags.append(0)
+    return _core.ByteTable(tokens, flags)
 
 
 def from_sentencepiece(processor: Any, added: Mapping[int, str]) -> _core.ByteTable:
