@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fastllm.errors import InvalidRequestError, QueueFullError
+from fastllm.errors import EngineClosedError, FastLLMError, InvalidRequestError, QueueFullError
 from fastllm.outputs import RequestOutput
 from fastllm.params import SamplingParams
 
@@ -121,6 +121,8 @@ class LLM:
 
         Raises:
             InvalidRequestError: a prompt or parameter is wrong; nothing of the call is generated then.
+            InternalError, OutOfMemoryError: a request failed while it ran. The others went on: ``error.outputs`` has
+                the outputs of all.
         """
         items = _as_list(prompts)
         params = _params_for(items, sampling_params)
@@ -156,7 +158,7 @@ class LLM:
         state = self._runtime.submit(prompt, params, channel)
         try:
             while not state.finished:
-                for delta in channel.poll(_POLL_S):
+                for delta in _poll(channel):
                     state.add(delta)
                     if delta.text:
                         yield delta.text
@@ -214,9 +216,12 @@ class LLM:
         try:
             with _Collector(channel, len(prompts), use_tqdm) as collector:
                 for prompt, one in zip(prompts, params, strict=True):
+                    request = self._runtime.prepare(prompt, one)
                     while True:
                         try:
-                            state = self._runtime.submit(prompt, one, channel, priority=priority, cache_salt=cache_salt)
+                            state = self._runtime.submit_prepared(
+                                request, channel, priority=priority, cache_salt=cache_salt
+                            )
                             break
                         except QueueFullError:
                             collector.poll()  # a call may have more prompts than the queue has places
@@ -229,10 +234,27 @@ class LLM:
             for state in states:
                 engine.abort(state.request_id)
             raise
+        outputs = [state.output() for state in states]
         for state in states:
             if state.error is not None:
+                if isinstance(state.error, FastLLMError):
+                    state.error.outputs = outputs
                 raise state.error
-        return [state.output() for state in states]
+        return outputs
+
+
+def _poll(channel: Any) -> list[Any]:
+    """Waits a moment for results; Python sees signals between two calls.
+
+    Raises:
+        EngineClosedError: the engine has ended and there is nothing left.
+    """
+    deltas: list[Any] = channel.poll(_POLL_S)
+    if not deltas and channel.is_closed:
+        deltas = channel.poll(0)  # what came before it was closed
+        if not deltas:
+            raise EngineClosedError("the engine was closed before this request had finished")
+    return deltas
 
 
 class _Collector:
@@ -262,8 +284,8 @@ class _Collector:
         self.pending.add(state.request_id)
 
     def poll(self) -> None:
-        """Waits a moment for results; Python sees signals between two calls."""
-        for delta in self._channel.poll(_POLL_S):
+        """Waits a moment for results."""
+        for delta in _poll(self._channel):
             state = self._states[delta.request_id]
             state.add(delta)
             if state.finished and delta.request_id in self.pending:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import os
 import threading
 import weakref
@@ -109,10 +111,10 @@ class Runtime:
         self.engine = native.start(engine_config, self.kv_dtype)
         self._backend_name = native.backend_name
         self._num_threads = native.num_threads
-        self._pid = os.getpid()
         self._close_lock = threading.Lock()
         # Ends the native thread at interpreter exit, before modules are torn down, without keeping self alive.
-        self._finalizer = weakref.finalize(self, _close_engine, self.engine)
+        self._finalizer = weakref.finalize(self, _close_engine, self.engine, os.getpid())
+        _register_exit_hook()
 
     def _plan_sizes(self, native: Any) -> None:
         options = self.options
@@ -264,8 +266,17 @@ class Runtime:
         return self._tokenizer().encode(text, add_special_tokens=False)
 
 
-def _close_engine(engine: Any) -> None:
-    engine.close()
+def _close_engine(engine: Any, process: int) -> None:
+    # A forked child has a copy of this engine without its threads: nothing to end there.
+    if os.getpid() == process:
+        engine.close()
+
+
+@functools.cache
+def _register_exit_hook() -> None:
+    """Registered after the first finalizer, so it runs before them: daemon threads that still generate when Python ends
+    stop where they are, instead of printing that their engine was closed."""
+    atexit.register(_core._end_of_interpreter)
 
 
 def _check_options(options: EngineOptions) -> None:
