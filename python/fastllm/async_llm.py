@@ -148,12 +148,15 @@ class AsyncLLM:
         stream = _Stream(state)
         poller.register(stream)
         try:
-            while not state.finished:
+            finished = False  # as the consumer knows it: the request may end while it is busy with what came before
+            while not finished:
                 await stream.changed.wait()
                 stream.changed.clear()
                 if state.error is not None:
                     raise state.error
-                yield state.output()
+                output = state.output()
+                finished = output.finished
+                yield output
         finally:
             poller.forget(stream)
             if not state.finished:
