@@ -63,7 +63,9 @@ def test_an_idle_child_exits_in_order():
 
 
 def test_a_child_that_drops_the_engine_exits_in_order():
-    assert check(PARENT.replace("CHILD", "sys.stderr = sys.stdout; del llm; gc.collect(); sys.exit(7)"), str(ROUNDS)) == ""
+    assert (
+        check(PARENT.replace("CHILD", "sys.stderr = sys.stdout; del llm; gc.collect(); sys.exit(7)"), str(ROUNDS)) == ""
+    )
 
 
 def test_the_child_can_make_an_engine_of_its_own():

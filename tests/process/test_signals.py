@@ -11,7 +11,10 @@ from child import ENGINE
 
 def start(code):
     return subprocess.Popen(
-        [sys.executable, "-c", ENGINE + textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", ENGINE + textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
