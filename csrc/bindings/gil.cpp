@@ -49,8 +49,9 @@ GilRelease::~GilRelease() {
 }
 
 void bind_gil(nb::module_& m) {
-  m.def("_end_of_interpreter", &end_of_interpreter);
-  nb::module_::import_("atexit").attr("register")(m.attr("_end_of_interpreter"));
+  m.def("end_of_interpreter", &end_of_interpreter,
+        "The atexit hook: from now on, other threads that come back from native code wait for the end of the process.");
+  nb::module_::import_("atexit").attr("register")(m.attr("end_of_interpreter"));
   // A child of fork() has none of the threads that were counted.
   pthread_atfork(nullptr, nullptr, [] { num_returning = 0; });
 }

@@ -276,7 +276,7 @@ def _close_engine(engine: Any, process: int) -> None:
 def _register_exit_hook() -> None:
     """Registered after the first finalizer, so it runs before them: daemon threads that still generate when Python ends
     stop where they are, instead of printing that their engine was closed."""
-    atexit.register(_core._end_of_interpreter)
+    atexit.register(_core.end_of_interpreter)
 
 
 def _check_options(options: EngineOptions) -> None:

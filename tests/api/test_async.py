@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -59,7 +60,7 @@ def test_a_stream_only_grows_and_ends_once(engine):
         seen = []
         async for output in engine.generate("Item", SHORT):
             seen.append(output)
-        for before, after in zip(seen, seen[1:], strict=False):
+        for before, after in itertools.pairwise(seen):
             assert not before.finished
             assert after.outputs[0].text.startswith(before.outputs[0].text)
             assert after.outputs[0].token_ids[: len(before.outputs[0].token_ids)] == before.outputs[0].token_ids
@@ -223,11 +224,11 @@ def test_engines_that_are_dropped_leave_no_thread():
 
 def test_a_slow_consumer_loses_nothing_and_holds_up_nobody(engine, expected):
     async def slow(i):
-        outputs = 0
+        outputs = []
         async for output in engine.generate(f"Item {i}", SHORT):
-            outputs += 1
+            outputs.append(output)
             await asyncio.sleep(0.1)
-        return output.outputs[0].token_ids, outputs
+        return outputs[-1].outputs[0].token_ids, len(outputs)
 
     async def main():
         snails = [asyncio.create_task(slow(i)) for i in range(4)]

@@ -86,10 +86,8 @@ BULLETS = {
 def test_same_bits_in_any_company(open_llm, alone, model, bullet):
     changes, num_fillers = BULLETS[bullet]
     with open_llm(model, **changes) as llm:
-        if num_fillers <= 7:  # each request among exactly so many others
-            rounds = [[name] for name in NAMES]
-        else:
-            rounds = [NAMES, NAMES]  # the second round finds what the first has left
+        # Each request among exactly so many others; or all of them, and again with what that has left in the cache.
+        rounds = [[name] for name in NAMES] if num_fillers <= 7 else [NAMES, NAMES]
         for seed, names in enumerate(rounds):
             found = run_together(llm, names, num_fillers, seed)
             for name in names:

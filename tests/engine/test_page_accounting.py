@@ -1,4 +1,4 @@
-"""Whatever requests do, every page comes back: random aborts in every state, dropped channels, close, n > 1, priorities.
+"""Whatever requests do, every page comes back: random aborts in every state, dropped channels, close, n > 1.
 
 `ABORTS=10000 pytest tests/engine/test_page_accounting.py` is the full count.
 """
@@ -7,12 +7,13 @@ import os
 import random
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from requests_mix import bits, ids, idle_stats
+from requests_mix import bits, idle_stats, ids
 
 from fastllm import LLM, EngineClosedError, QueueFullError, SamplingParams, _core
 
@@ -186,7 +187,7 @@ class EngineMachine(RuleBasedStateMachine):
     """Random histories over the real engine with a tiny model and a pool for about three sequences."""
 
     folder = None  # set by the test
-    alone: dict = {}
+    alone: ClassVar[dict[str, object]] = {}
 
     @initialize(
         caching=st.booleans(), seqs=st.integers(1, 8), chunk=st.integers(1, 40), pages=st.integers(6, 24),
@@ -236,7 +237,7 @@ class EngineMachine(RuleBasedStateMachine):
     def poll(self, seconds):
         for channel in self.channels:
             for delta in channel.poll(seconds):
-                key, number, state = self.requests[delta.request_id]
+                _, number, state = self.requests[delta.request_id]
                 assert self.channels[number] is channel
                 assert state._completions[delta.index].finish_reason is None, "nothing comes after the end"
                 state.add(delta)

@@ -90,7 +90,8 @@ def test_eight_threads_on_one_engine():
     check("""
         def ask(llm, i):
             params = SamplingParams(temperature=0.8, seed=i, max_tokens=12, logprobs=2, ignore_eos=True)
-            return [(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in llm.generate([f'Item {i}'] * (1 + i % 3), params)]
+            outputs = llm.generate([f'Item {i}'] * (1 + i % 3), params)
+            return [(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs]
         with LLM(**OPTIONS) as llm:
             expected = [ask(llm, i) for i in range(8)]
             wrong = []
