@@ -68,7 +68,7 @@ class Runtime:
     """A loaded model with a running engine. Thread-safe; `close()` is idempotent."""
 
     def __init__(self, model: str | Path | None, options: EngineOptions) -> None:
-        _check_options(options)
+        _check_options(model, options)
         self.options = options
         folder = resolve(model if model is not None else DEMO_MODEL, options.revision)
         self.folder = folder
@@ -84,7 +84,9 @@ class Runtime:
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
-        self.tokenizer = None if is_dummy else Tokenizer.load(Path(options.tokenizer or folder))
+        self.tokenizer = (
+            None if is_dummy else Tokenizer.load(Path(options.tokenizer if options.tokenizer is not None else folder))
+        )
         self.chat_template: ChatTemplate | None = None if is_dummy else load_chat_template(folder)
         self.eos_token_ids = _eos_ids(folder, config, self.tokenizer)
 
@@ -279,21 +281,45 @@ def _register_exit_hook() -> None:
     atexit.register(_core.end_of_interpreter)
 
 
-def _check_options(options: EngineOptions) -> None:
-    choices: Iterable[tuple[str, str, tuple[str, ...]]] = (
-        ("dtype", options.dtype, ("auto", *DTYPES)),
-        ("kv_cache_dtype", options.kv_cache_dtype, ("auto", *DTYPES)),
-        ("load_format", options.load_format, LOAD_FORMATS),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise InvalidRequestError(f"{name} = {value!r} is not known; use one of {', '.join(allowed)}")
+# Of options that are numbers: the range. None is allowed where it is the default.
+_INT_OPTIONS = {
+    "max_model_len": (1, 2**31 - 1),
+    "max_num_seqs": (1, 2**31 - 1),
+    "max_num_batched_tokens": (1, 2**31 - 1),
+    "kv_cache_tokens": (1, 2**62),
+    "num_threads": (1, 2**31 - 1),
+    "seed": (0, 2**64 - 1),
+    "max_queue": (1, 2**31 - 1),
+}
+_CHOICES = {"dtype": ("auto", *DTYPES), "kv_cache_dtype": ("auto", *DTYPES), "load_format": LOAD_FORMATS}
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "tokenizer": ((str, Path), "a directory"),
+    "device": (str, "a string"),
+    "revision": (str, "a string"),
+    "enable_prefix_caching": (bool, "True or False"),
+    "show_progress": (bool, "True or False"),
+}
+
+
+def _check_options(model: object, options: EngineOptions) -> None:
+    """Raises InvalidRequestError naming the option, before any file is opened."""
+    if model is not None and not isinstance(model, (str, Path)):
+        raise InvalidRequestError(f"model must be a directory or hub id, not {type(model).__name__}")
+    defaults = EngineOptions()
+    for field in dataclasses.fields(options):
+        name, value = field.name, getattr(options, field.name)
+        if value is None and getattr(defaults, name) is None:
+            continue
+        if name in _INT_OPTIONS:
+            low, high = _INT_OPTIONS[name]
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise InvalidRequestError(f"{name} = {value!r} must be an integer from {low} to {high}")
+        elif name in _CHOICES and value not in _CHOICES[name]:
+            raise InvalidRequestError(f"{name} = {value!r} is not known; use one of {', '.join(_CHOICES[name])}")
+        elif name in _TYPES and not isinstance(value, _TYPES[name][0]):
+            raise InvalidRequestError(f"{name} = {value!r} must be {_TYPES[name][1]}")
     if options.quantization is not None:
         raise InvalidRequestError(f"quantization = {options.quantization!r} is not supported yet; use None")
-    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads", "max_queue"):
-        value = getattr(options, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31):
-            raise InvalidRequestError(f"{name} = {value!r} must be a positive integer")
 
 
 def _token_ids(ids: Any) -> list[int]:

@@ -5,27 +5,30 @@
 
 import os
 
-from child import check
+from child import ENGINE, check
 
 CYCLES = os.environ.get("CYCLES", "40")
 CALLS = os.environ.get("CALLS", "300")
-MEASURE = """
-    import psutil
-    me = psutil.Process()
-    def usage():
-        gc.collect()
-        return me.memory_info().rss, me.num_fds(), me.num_threads()
-    def report(before, after, limit_mb):
-        grown = (after[0] - before[0]) / 2**20
-        print(f'resident memory {before[0] / 2**20:.0f} MB, {grown:+.1f} MB; files {before[1]} -> {after[1]}, '
-              f'threads {before[2]} -> {after[2]}')
-        assert grown < limit_mb, grown
-        assert abs(after[1] - before[1]) <= 2 and after[2] == before[2]
+MEASURE = (
+    ENGINE
+    + """
+import psutil
+me = psutil.Process()
+def usage():
+    gc.collect()
+    return me.memory_info().rss, me.num_fds(), me.num_threads()
+def report(before, after, limit_mb):
+    grown = (after[0] - before[0]) / 2**20
+    print(f'resident memory {before[0] / 2**20:.0f} MB, {grown:+.1f} MB; files {before[1]} -> {after[1]}, '
+          f'threads {before[2]} -> {after[2]}')
+    assert grown < limit_mb, grown
+    assert abs(after[1] - before[1]) <= 2 and after[2] == before[2]
 """
+)
 
 
 def test_create_and_close():
-    print(check(MEASURE + """
+    print(check("""
         for i in range(10 + int(sys.argv[1])):
             if i == 10:
                 before = usage()
@@ -35,11 +38,11 @@ def test_create_and_close():
             llm.close()
         del llm
         report(before, usage(), 20)
-    """, CYCLES))  # fmt: skip
+    """, CYCLES, preamble=MEASURE))  # fmt: skip
 
 
 def test_made_and_dropped_without_close():
-    print(check(MEASURE + """
+    print(check("""
         for i in range(33):
             if i == 3:
                 before = usage()
@@ -48,11 +51,11 @@ def test_made_and_dropped_without_close():
         del llm
         after = usage()
         report(before, (after[0], after[1], after[2] + 1), 50)  # `before` had the engine of round 2
-    """))  # fmt: skip
+    """, preamble=MEASURE))  # fmt: skip
 
 
 def test_many_calls():
-    print(check(MEASURE + """
+    print(check("""
         with LLM(**OPTIONS) as llm:
             expected = tokens(llm)
             for i in range(100 + int(sys.argv[1])):
@@ -66,7 +69,7 @@ def test_many_calls():
                     except fastllm.InvalidRequestError:
                         pass
             report(before, usage(), 20)
-    """, CALLS))  # fmt: skip
+    """, CALLS, preamble=MEASURE))  # fmt: skip
 
 
 def test_two_engines_work_side_by_side():
