@@ -51,7 +51,7 @@ REQUESTS = {
 
 def filler(i: int) -> tuple[list[int], SamplingParams]:
     """Company: other prompts, some of which begin alike."""
-    prompt = (SHARED[: PAGE * (i % 4)] if i % 3 == 0 else []) + ids(1000 + i, 1 + i * 7 % 45)
+    prompt = (SHARED[: PAGE * (i % 4)] if i % 3 == 0 else []) + ids(1000 + i, 1 + i * 7 % 29)
     return _request(prompt, temperature=(i % 3) / 2, seed=i, max_tokens=8 + i % 17)
 
 

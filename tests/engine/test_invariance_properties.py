@@ -28,7 +28,7 @@ def alone(checkpoint):
 engines = st.fixed_dictionaries({
     "max_num_seqs": st.integers(1, 64),
     "max_num_batched_tokens": st.integers(1, 160),
-    "kv_cache_tokens": st.sampled_from([96, 112, 144, 208, 512, 8192]),
+    "kv_cache_tokens": st.sampled_from([112, 128, 144, 208, 512, 8192]),
     "num_threads": st.integers(1, 4),
     "enable_prefix_caching": st.booleans(),
 })  # fmt: skip

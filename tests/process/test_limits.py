@@ -30,6 +30,7 @@ def test_address_space_that_runs_out_while_loading(threads):
         with LLM(**OPTIONS) as llm:
             assert len(tokens(llm)) == 4
     """)
+    print(out)
     assert "Error" in out
 
 
@@ -53,6 +54,7 @@ def test_address_space_that_runs_out_while_generating():
             wait_until(lambda: llm.info()['engine']['num_pages_referenced'] == 0)
             print('failed', failed)
     """)
+    print(out)
     assert "failed" in out
 
 
