@@ -304,9 +304,10 @@ def test_random_histories(checkpoint):
 
 def test_the_counters_never_lose_sight_of_a_request():
     # Whoever waits for an idle engine must not see one between submission and the first step.
-    engine, _ = fake_engine()
+    engine, controls = fake_engine()
+    controls.delay_us = 1000
     channel = engine.open_channel()
-    for i in range(300):
+    for i in range(30):
         engine.submit([1], {"max_tokens": 2}, channel)
         while (stats := engine.stats())["num_requests_finished"] <= i:
             assert stats["num_waiting"] + stats["num_running"] > 0, stats
