@@ -140,7 +140,7 @@ class AsyncLLM:
         """
         loop = asyncio.get_running_loop()
         poller = self._poller(loop)
-        params = sampling_params or SamplingParams()
+        params = sampling_params if sampling_params is not None else SamplingParams()
         # Tokenizing a long prompt takes a while: not on the event loop. Submitting is quick and must be here: results
         # are delivered in this thread, so none can come between submit and register.
         request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params)
@@ -175,8 +175,12 @@ class AsyncLLM:
             yield output
 
     def abort(self, request_id: str) -> None:
-        """Ends a request within one step; its consumer gets a last output with ``finish_reason`` "abort"."""
-        self._runtime.engine.abort(int(request_id))
+        """Ends a request within one step; its consumer gets a last output with ``finish_reason`` "abort".
+
+        Ids that are unknown or have finished are ignored.
+        """
+        if request_id.isascii() and request_id.isdigit() and len(request_id) <= 18:  # others name no request
+            self._runtime.engine.abort(int(request_id))
 
     def info(self) -> dict[str, Any]:
         """See ``LLM.info``."""

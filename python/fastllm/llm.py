@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -138,6 +138,8 @@ class LLM:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answers one conversation, or many: lists of ``{"role": ..., "content": ...}``."""
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+            raise InvalidRequestError(f"messages must be a list, not {type(messages).__name__}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts: list[Prompt] = [
             self._runtime.render_chat(
@@ -151,8 +153,8 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """Yields the text of one prompt as it is generated. Leaving the loop aborts the request."""
-        params = sampling_params or SamplingParams()
-        if params.n != 1:
+        params = sampling_params if sampling_params is not None else SamplingParams()
+        if isinstance(params, SamplingParams) and params.n != 1:
             raise InvalidRequestError(f"stream() gives one text; n = {params.n}")
         channel = self._runtime.engine.open_channel()
         state = self._runtime.submit(prompt, params, channel)
@@ -180,7 +182,7 @@ class LLM:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        return self._runtime._tokenizer().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return self._runtime.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def info(self) -> dict[str, Any]:
         """Each decision that ``None`` or ``"auto"`` left to the library, the memory plan, the engine's counters."""
@@ -296,6 +298,8 @@ class _Collector:
 def _as_list(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
+    if isinstance(prompts, (bytes, bytearray)) or not isinstance(prompts, Iterable):
+        raise InvalidRequestError(f"prompts must be a string, token ids, or a list of these: {type(prompts).__name__}")
     items = list(prompts)
     if items and all(hasattr(item, "__index__") for item in items):
         return [items]  # token ids of one prompt
@@ -307,6 +311,8 @@ def _params_for(
 ) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * len(prompts)
+    if isinstance(params, (str, Mapping)) or not isinstance(params, Sequence):
+        raise InvalidRequestError(f"sampling_params must be a SamplingParams or a list, not {type(params).__name__}")
     if len(params) != len(prompts):
         raise InvalidRequestError(f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one each")
     return params

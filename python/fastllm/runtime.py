@@ -84,6 +84,7 @@ class Runtime:
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
+        self._vocab_size: int = spec.vocab_size
         self.tokenizer = (
             None if is_dummy else Tokenizer.load(Path(options.tokenizer if options.tokenizer is not None else folder))
         )
@@ -203,7 +204,19 @@ class Runtime:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds."""
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"a text must be a str, not {type(text).__name__}")
         return self._tokenizer().encode(text)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids of the model."""
+        ids = _token_ids(token_ids, "token_ids")
+        for token in ids:
+            if not 0 <= token < self._vocab_size:
+                raise InvalidRequestError(
+                    f"token_ids contains {token}, the model's token ids are 0 to {self._vocab_size - 1}"
+                )
+        return self._tokenizer().decode(ids, skip_special_tokens=skip_special_tokens)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -225,6 +238,10 @@ class Runtime:
         self, request: PreparedRequest, channel: Any, *, priority: int = 0, cache_salt: str = ""
     ) -> RequestState:
         """The quick part: checks in the engine, and a place in its queue."""
+        if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**63) <= priority < 2**63:
+            raise InvalidRequestError(f"priority = {priority!r} must be an integer of 64 bits")
+        if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
+            raise InvalidRequestError(f"cache_salt = {cache_salt!r} must be a str without lone surrogates")
         request_id = self.engine.submit(request.token_ids, request.native_params, channel, priority, cache_salt)
         return RequestState(request_id, request.prompt, request.token_ids, request.params)
 
@@ -239,10 +256,12 @@ class Runtime:
                 )
             if "prompt_token_ids" in prompt:
                 return prompt.get("prompt"), _token_ids(prompt["prompt_token_ids"])
-            return self._prompt_ids(str(prompt["prompt"]))
+            return prompt["prompt"], self.encode(prompt["prompt"])
         return None, _token_ids(prompt)
 
     def _native_params(self, params: SamplingParams) -> dict[str, Any]:
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"sampling_params must be a SamplingParams, not {type(params).__name__}")
         values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
         if isinstance(values["stop"], str):
             values["stop"] = [values["stop"]]
@@ -263,6 +282,11 @@ class Runtime:
         """Token ids of a conversation by the model's chat template."""
         if self.chat_template is None:
             raise InvalidRequestError(f"{self.folder}: the model has no chat template; use generate()")
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+            raise InvalidRequestError(f"a conversation must be a list of messages, not {type(messages).__name__}")
+        for i, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise InvalidRequestError(f"messages[{i}] is {type(message).__name__}, expected a dict with 'role'")
         text = self.chat_template.render(list(messages), add_generation_prompt=add_generation_prompt, **variables)
         # The template writes its special tokens itself.
         return self._tokenizer().encode(text, add_special_tokens=False)
@@ -322,15 +346,26 @@ def _check_options(model: object, options: EngineOptions) -> None:
         raise InvalidRequestError(f"quantization = {options.quantization!r} is not supported yet; use None")
 
 
-def _token_ids(ids: Any) -> list[int]:
+def _token_ids(ids: Any, name: str = "prompt_token_ids") -> list[int]:
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise InvalidRequestError(f"prompt_token_ids must be a list of integers, not {type(ids).__name__}")
+        raise InvalidRequestError(f"{name} must be a list of integers, not {type(ids).__name__}")
     out = []
     for i, token in enumerate(ids):
         if isinstance(token, bool) or not hasattr(token, "__index__"):
-            raise InvalidRequestError(f"prompt_token_ids[{i}] is {type(token).__name__}, expected an integer")
-        out.append(int(token.__index__()))
+            raise InvalidRequestError(f"{name}[{i}] is {type(token).__name__}, expected an integer")
+        value = int(token.__index__())
+        if not -(2**63) <= value < 2**63:
+            raise InvalidRequestError(f"{name}[{i}] has more than 64 bits")
+        out.append(value)
     return out
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[int]:

@@ -46,7 +46,7 @@ def test_address_space_that_runs_out_while_generating():
                 resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20), resource.RLIM_INFINITY))
                 try:
                     llm.generate(['The os module'] * 16, big)
-                except (MemoryError, fastllm.FastLLMError):
+                except (MemoryError, fastllm.FastLLMError, SystemError):  # the last: CPython 3.13 itself, now and then
                     failed += 1
                 finally:
                     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
