@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "engine/engine.h"
 #include "engine/fake_executor.h"
 #include "engine/params.h"
@@ -222,7 +223,7 @@ void bind_outputs(nb::module_& m) {
 }  // namespace
 
 void bind_engine(nb::module_& m) {
-  using Release = nb::call_guard<nb::gil_scoped_release>;
+  using Release = nb::call_guard<GilRelease>;
   bind_outputs(m);
   bind_fake_engine(m);
   m.def("sampling_param_table", &table_of_params,
@@ -259,7 +260,7 @@ void bind_engine(nb::module_& m) {
           [](Engine& self, std::vector<int64_t> prompt_token_ids, const nb::dict& params,
              const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt) {
             Submission submission{std::move(prompt_token_ids), params_from(params), priority, std::move(cache_salt)};
-            nb::gil_scoped_release release;
+            const GilRelease release;
             return self.submit(std::move(submission), channel);
           },
           "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "")
@@ -268,7 +269,7 @@ void bind_engine(nb::module_& m) {
            [](const Engine& self) {
              EngineStats stats;
              {
-               nb::gil_scoped_release release;
+               const GilRelease release;
                stats = self.stats();
              }
              return stats_of(stats);

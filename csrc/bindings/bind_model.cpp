@@ -6,6 +6,7 @@
 
 #include "bindings/backends.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "core/thread_pool.h"
 #include "cpu/probe.h"
 #include "engine/engine.h"
@@ -58,7 +59,7 @@ nb::dict measure_limits(int num_threads) {
   double float32 = 0.0;
   double bfloat16 = 0.0;
   {
-    nb::gil_scoped_release release;
+    const GilRelease release;
     ThreadPool pool(num_threads);
     const CpuIsa isa = choose_isa(nullptr);
     read = measure_read_bandwidth(pool);
@@ -75,7 +76,7 @@ nb::dict measure_limits(int num_threads) {
 }  // namespace
 
 void bind_model(nb::module_& m) {
-  using Release = nb::call_guard<nb::gil_scoped_release>;
+  using Release = nb::call_guard<GilRelease>;
   nb::class_<Model>(m, "Model", "A model on a device: plan its memory, fill its weights, start engines.")
       .def(nb::new_([](const ModelSpec& spec, const std::string& device, int num_threads, const std::string& dtype) {
              return std::make_shared<Model>(spec, make_backend(device, num_threads), parse_float_dtype(dtype));

@@ -13,6 +13,7 @@
 
 #include "bindings/backends.h"
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "bindings/ops_arrays.h"
 #include "core/buffer.h"
 #include "core/checked.h"
@@ -35,7 +36,7 @@ class OpsBackend {
   // Runs f(backend) without the GIL, with scratch for `need`.
   template <class F>
   void run(const OpLimits& need, F&& f) {
-    nb::gil_scoped_release release;
+    const GilRelease release;
     const std::lock_guard lock(mutex_);
     grow(need);
     f(*backend_);
@@ -90,7 +91,7 @@ struct OpsWeight {
     desc.num_experts = first == 1 ? static_cast<int64_t>(a.shape(0)) : 1;
     desc.format = format_of(dtype.has_value() ? parse_float_dtype(*dtype) : source);
     check(desc);
-    nb::gil_scoped_release release;
+    const GilRelease release;
     memory = Buffer(owner->get().packed_bytes(desc), "PackedWeight");
     weight.data = memory.data();
     for (int64_t x = 0; x < desc.num_experts; ++x) {

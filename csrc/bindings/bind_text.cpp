@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "core/error.h"
 #include "text/output_text.h"
 
@@ -49,7 +50,7 @@ void bind_text(nb::module_& m) {
           "token"_a, "Bytes of a token; empty for an id outside the table.")
       .def("is_special", &ByteTable::is_special, "token"_a)
       .def("decode", &decode, "ids"_a, nb::kw_only(), "skip_special"_a, "strip_first_space"_a = false,
-           nb::call_guard<nb::gil_scoped_release>(), "Text of a whole sequence; equals its streamed pieces, joined.");
+           nb::call_guard<GilRelease>(), "Text of a whole sequence; equals its streamed pieces, joined.");
 
   nb::class_<Detokenizer>(m, "Detokenizer", "Ids of one sequence to valid UTF-8, piece by piece.")
       .def(

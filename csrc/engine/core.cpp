@@ -125,19 +125,23 @@ void EngineCore::mark_scheduled(const StepPlan& plan) {
   }
 }
 
-// A consumer that let its channel go will never read: its requests end here.
+// A consumer that let its channel go will never read: its requests end here, waiting ones too.
 void EngineCore::abort_abandoned() {
   bool found = false;
-  for (std::size_t i = 0; i < scheduler_.running().size();) {
-    Request& request = *scheduler_.running()[i]->request;
-    if (request.channel.expired()) {
-      abort_request(request);
+  const auto abort_those_of = [&](const std::vector<Sequence*>& list) {
+    for (std::size_t i = 0; i < list.size();) {
+      Request& request = *list[i]->request;
+      if (!request.channel.expired()) {
+        ++i;
+        continue;
+      }
+      abort_request(request);  // takes all its sequences out of both lists
       found = true;
       i = 0;
-    } else {
-      ++i;
     }
-  }
+  };
+  abort_those_of(scheduler_.running());
+  abort_those_of(scheduler_.waiting());
   if (found) erase_finished_requests();
 }
 

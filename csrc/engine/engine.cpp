@@ -100,6 +100,7 @@ void Engine::Impl::loop() {
       arrivals.swap(inbox);
       leavers.swap(aborts);
       num_unscheduled += static_cast<int64_t>(arrivals.size());
+      stats.num_waiting += static_cast<int64_t>(arrivals.size());  // until this loop's own figures are published
     }
     for (std::unique_ptr<Request>& request : arrivals) core->add(std::move(request));
     for (const int64_t id : leavers) core->abort(id);

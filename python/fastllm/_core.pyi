@@ -10,6 +10,11 @@ import numpy
 from numpy.typing import NDArray
 
 
+def end_of_interpreter() -> None:
+    """
+    The atexit hook: from now on, other threads that come back from native code wait for the end of the process.
+    """
+
 def cpu_isa_levels() -> list[str]:
     """
     Names of the instruction set levels of this machine, lowest first; each is a device "cpu:<name>".

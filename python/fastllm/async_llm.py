@@ -26,11 +26,15 @@ _POLL_S = 0.5
 
 
 class _LoopPoller:
-    """Serves the requests of one event loop. Created in the loop's thread; `_serve` runs in its own."""
+    """Serves the requests of one event loop. Created in the loop's thread; `_serve` runs in its own, which ends with
+    the engine, with `stop()`, or after the loop has gone."""
 
     def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.channel = engine.open_channel()
-        self._loop = loop
+        self._engine = engine
+        # Weak: the pollers hang on their loops, so a loop that nobody needs any more takes its poller along.
+        self._loop = weakref.ref(loop)
+        weakref.finalize(loop, self.stop).atexit = False
         self._streams: dict[int, _Stream] = {}
         self._has_work = threading.Event()
         self._stopped = False
@@ -48,24 +52,41 @@ class _LoopPoller:
         self._has_work.set()
 
     def _serve(self) -> None:
-        while not self._stopped and not self._loop.is_closed():
+        while not self._stopped:
             self._has_work.wait()  # idle: no wake-ups at all
             try:
                 deltas = self.channel.poll(_POLL_S)
-                failure = None
+                failure: Exception | None = None
+                if not deltas and self.channel.is_closed:
+                    deltas = self.channel.poll(0)  # what came before it was closed
+                    failure = EngineClosedError("the engine was closed before this request had finished")
             except Exception as error:  # handed to every consumer of the loop
                 deltas, failure = [], error
-            if deltas or failure is not None:
-                try:
-                    self._loop.call_soon_threadsafe(self._deliver, deltas, failure)
-                except RuntimeError:  # the loop was closed
-                    return
-            if failure is not None or self.channel.is_closed:
+            if not self._hand_over(deltas, failure):
+                self._abort_all()
+                return
+            if failure is not None:
                 return
             if not self._streams:
                 self._has_work.clear()
-                if self._streams:  # registered in between
+                if self._streams or self._stopped:  # in between
                     self._has_work.set()
+
+    def _hand_over(self, deltas: Sequence[Any], failure: Exception | None) -> bool:
+        """False if the loop is gone."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            return False
+        if deltas or failure is not None:
+            try:
+                loop.call_soon_threadsafe(self._deliver, deltas, failure)
+            except RuntimeError:  # closed since
+                return False
+        return True
+
+    def _abort_all(self) -> None:
+        for request_id in list(self._streams):
+            self._engine.abort(request_id)
 
     def _deliver(self, deltas: Sequence[Any], failure: Exception | None) -> None:
         for delta in deltas:
@@ -75,8 +96,9 @@ class _LoopPoller:
                 stream.changed.set()
         if failure is not None:
             for stream in self._streams.values():
-                stream.state.error = failure
-                stream.changed.set()
+                if not stream.state.finished:
+                    stream.state.error = failure
+                    stream.changed.set()
 
 
 class _Stream:
@@ -101,6 +123,7 @@ class AsyncLLM:
         self._runtime = Runtime(model, _engine_options(options))
         self._pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopPoller] = weakref.WeakKeyDictionary()
         self._pollers_lock = threading.Lock()
+        weakref.finalize(self, _stop_all, self._pollers).atexit = False
 
     async def generate(
         self,
@@ -117,7 +140,7 @@ class AsyncLLM:
         """
         loop = asyncio.get_running_loop()
         poller = self._poller(loop)
-        params = sampling_params or SamplingParams()
+        params = sampling_params if sampling_params is not None else SamplingParams()
         # Tokenizing a long prompt takes a while: not on the event loop. Submitting is quick and must be here: results
         # are delivered in this thread, so none can come between submit and register.
         request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params)
@@ -125,12 +148,15 @@ class AsyncLLM:
         stream = _Stream(state)
         poller.register(stream)
         try:
-            while not state.finished:
+            finished = False  # as the consumer knows it: the request may end while it is busy with what came before
+            while not finished:
                 await stream.changed.wait()
                 stream.changed.clear()
                 if state.error is not None:
                     raise state.error
-                yield state.output()
+                output = state.output()
+                finished = output.finished
+                yield output
         finally:
             poller.forget(stream)
             if not state.finished:
@@ -151,8 +177,12 @@ class AsyncLLM:
             yield output
 
     def abort(self, request_id: str) -> None:
-        """Ends a request within one step; its consumer gets a last output with ``finish_reason`` "abort"."""
-        self._runtime.engine.abort(int(request_id))
+        """Ends a request within one step; its consumer gets a last output with ``finish_reason`` "abort".
+
+        Ids that are unknown or have finished are ignored.
+        """
+        if request_id.isascii() and request_id.isdigit() and len(request_id) <= 18:  # others name no request
+            self._runtime.engine.abort(int(request_id))
 
     def info(self) -> dict[str, Any]:
         """See ``LLM.info``."""
@@ -162,8 +192,7 @@ class AsyncLLM:
         """Ends the engine; consumers get EngineClosedError."""
         self._runtime.close()
         with self._pollers_lock:
-            for poller in self._pollers.values():
-                poller.stop()
+            _stop_all(self._pollers)
 
     async def __aenter__(self) -> AsyncLLM:
         return self
@@ -179,8 +208,15 @@ class AsyncLLM:
                 raise EngineClosedError("this engine was closed")
             poller = self._pollers.get(loop)
             if poller is None:
+                for other in [other for other in self._pollers if other.is_closed()]:
+                    self._pollers.pop(other).stop()
                 poller = self._pollers[loop] = _LoopPoller(self._runtime.engine, loop)
             return poller
+
+
+def _stop_all(pollers: Mapping[asyncio.AbstractEventLoop, _LoopPoller]) -> None:
+    for poller in list(pollers.values()):
+        poller.stop()
 
 
 def _engine_options(options: Mapping[str, Any]) -> EngineOptions:

@@ -1,8 +1,22 @@
 """What can go wrong, by who has to act. Native errors are raised as these classes."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastllm.outputs import RequestOutput
+
 
 class FastLLMError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    Attributes:
+        outputs: when ``LLM.generate`` or ``LLM.chat`` raises because a request failed while it ran: the outputs of all
+            requests of the call, in order. Those that failed have ``finish_reason`` "error"; the others are complete.
+    """
+
+    outputs: list[RequestOutput] | None = None
 
 
 class InvalidRequestError(FastLLMError, ValueError):

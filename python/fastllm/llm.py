@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fastllm.errors import InvalidRequestError, QueueFullError
+from fastllm.errors import EngineClosedError, FastLLMError, InvalidRequestError, QueueFullError
 from fastllm.outputs import RequestOutput
 from fastllm.params import SamplingParams
 
@@ -125,6 +125,8 @@ class LLM:
 
         Raises:
             InvalidRequestError: a prompt or parameter is wrong; nothing of the call is generated then.
+            InternalError, OutOfMemoryError: a request failed while it ran. The others went on: ``error.outputs`` has
+                the outputs of all.
         """
         items = _as_list(prompts)
         params = _params_for(items, sampling_params)
@@ -151,6 +153,8 @@ class LLM:
         Raises:
             InvalidRequestError: the template refuses the conversation, or a parameter is wrong.
         """
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+            raise InvalidRequestError(f"messages must be a list, not {type(messages).__name__}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts: list[Prompt] = [
             self._runtime.render_chat(
@@ -164,14 +168,14 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """Yields the text of one prompt as it is generated. Leaving the loop aborts the request."""
-        params = sampling_params or SamplingParams()
-        if params.n != 1:
+        params = sampling_params if sampling_params is not None else SamplingParams()
+        if isinstance(params, SamplingParams) and params.n != 1:
             raise InvalidRequestError(f"stream() gives one text; n = {params.n}")
         channel = self._runtime.engine.open_channel()
         state = self._runtime.submit(prompt, params, channel)
         try:
             while not state.finished:
-                for delta in channel.poll(_POLL_S):
+                for delta in _poll(channel):
                     state.add(delta)
                     if delta.text:
                         yield delta.text
@@ -193,7 +197,7 @@ class LLM:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        return self._runtime._tokenizer().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return self._runtime.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def info(self) -> dict[str, Any]:
         """Each decision that ``None`` or ``"auto"`` left to the library, the memory plan, the engine's counters."""
@@ -229,9 +233,12 @@ class LLM:
         try:
             with _Collector(channel, len(prompts), use_tqdm) as collector:
                 for prompt, one in zip(prompts, params, strict=True):
+                    request = self._runtime.prepare(prompt, one)
                     while True:
                         try:
-                            state = self._runtime.submit(prompt, one, channel, priority=priority, cache_salt=cache_salt)
+                            state = self._runtime.submit_prepared(
+                                request, channel, priority=priority, cache_salt=cache_salt
+                            )
                             break
                         except QueueFullError:
                             collector.poll()  # a call may have more prompts than the queue has places
@@ -244,10 +251,27 @@ class LLM:
             for state in states:
                 engine.abort(state.request_id)
             raise
+        outputs = [state.output() for state in states]
         for state in states:
             if state.error is not None:
+                if isinstance(state.error, FastLLMError):
+                    state.error.outputs = outputs
                 raise state.error
-        return [state.output() for state in states]
+        return outputs
+
+
+def _poll(channel: Any) -> list[Any]:
+    """Waits a moment for results; Python sees signals between two calls.
+
+    Raises:
+        EngineClosedError: the engine has ended and there is nothing left.
+    """
+    deltas: list[Any] = channel.poll(_POLL_S)
+    if not deltas and channel.is_closed:
+        deltas = channel.poll(0)  # what came before it was closed
+        if not deltas:
+            raise EngineClosedError("the engine was closed before this request had finished")
+    return deltas
 
 
 class _Collector:
@@ -277,8 +301,8 @@ class _Collector:
         self.pending.add(state.request_id)
 
     def poll(self) -> None:
-        """Waits a moment for results; Python sees signals between two calls."""
-        for delta in self._channel.poll(_POLL_S):
+        """Waits a moment for results."""
+        for delta in _poll(self._channel):
             state = self._states[delta.request_id]
             state.add(delta)
             if state.finished and delta.request_id in self.pending:
@@ -289,6 +313,8 @@ class _Collector:
 def _as_list(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
+    if isinstance(prompts, (bytes, bytearray)) or not isinstance(prompts, Iterable):
+        raise InvalidRequestError(f"prompts must be a string, token ids, or a list of these: {type(prompts).__name__}")
     items = list(prompts)
     if items and all(hasattr(item, "__index__") for item in items):
         return [items]  # token ids of one prompt
@@ -300,10 +326,8 @@ def _params_for(
 ) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * len(prompts)
-    if not isinstance(params, (list, tuple)):
-        raise InvalidRequestError(
-            f"sampling_params is {type(params).__name__}, expected SamplingParams or a list of them"
-        )
+    if isinstance(params, (str, Mapping)) or not isinstance(params, Sequence):
+        raise InvalidRequestError(f"sampling_params must be a SamplingParams or a list, not {type(params).__name__}")
     if len(params) != len(prompts):
         raise InvalidRequestError(f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one each")
     return params

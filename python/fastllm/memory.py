@@ -102,8 +102,6 @@ def plan_memory(
     fixed = weight_bytes + activation_bytes
     useful_pages = max_num_seqs * -(-max_model_len // page_size)
     if kv_cache_tokens is not None:
-        if kv_cache_tokens <= 0:
-            raise InvalidRequestError(f"kv_cache_tokens = {kv_cache_tokens} must be positive")
         pages = -(-kv_cache_tokens // page_size)
     else:
         pages = min(useful_pages, max(0, budget - fixed) // page_bytes)

@@ -48,7 +48,7 @@ class CompletionOutput:
         token_ids: generated ids so far.
         logprobs: per generated token, token id -> Logprob; None unless asked for.
         cumulative_logprob: sum over the generated tokens; None unless logprobs were asked for.
-        finish_reason: "stop", "length", "abort", or None while running.
+        finish_reason: "stop", "length", "abort", "error", or None while running.
         stop_reason: the stop string or stop token id that ended it, if one did.
     """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import os
 import threading
 import weakref
@@ -67,7 +69,7 @@ class Runtime:
     """A loaded model with a running engine. Thread-safe; `close()` is idempotent."""
 
     def __init__(self, model: str | Path | None, options: EngineOptions) -> None:
-        _check_options(options)
+        _check_options(model, options)
         self.options = options
         folder = resolve(model if model is not None else DEMO_MODEL, options.revision)
         self.folder = folder
@@ -83,6 +85,7 @@ class Runtime:
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
+        self._vocab_size: int = spec.vocab_size
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
         if not options.skip_tokenizer_init and (options.tokenizer is not None or not is_dummy):
@@ -114,10 +117,10 @@ class Runtime:
         self.engine = native.start(engine_config, self.kv_dtype)
         self._backend_name = native.backend_name
         self._num_threads = native.num_threads
-        self._pid = os.getpid()
         self._close_lock = threading.Lock()
         # Ends the native thread at interpreter exit, before modules are torn down, without keeping self alive.
-        self._finalizer = weakref.finalize(self, _close_engine, self.engine)
+        self._finalizer = weakref.finalize(self, _close_engine, self.engine, os.getpid())
+        _register_exit_hook()
 
     def _plan_sizes(self, native: Any) -> None:
         options = self.options
@@ -204,7 +207,19 @@ class Runtime:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds."""
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"a text must be a str, not {type(text).__name__}")
         return self._tokenizer().encode(text)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids of the model."""
+        ids = _token_ids(token_ids, "token_ids")
+        for token in ids:
+            if not 0 <= token < self._vocab_size:
+                raise InvalidRequestError(
+                    f"token_ids contains {token}, the model's token ids are 0 to {self._vocab_size - 1}"
+                )
+        return self._tokenizer().decode(ids, skip_special_tokens=skip_special_tokens)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -228,8 +243,8 @@ class Runtime:
         """The quick part: checks in the engine, and a place in its queue."""
         if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**63) <= priority < 2**63:
             raise InvalidRequestError(f"priority = {priority!r} must be an integer of 64 bits")
-        if not isinstance(cache_salt, str):
-            raise InvalidRequestError(f"cache_salt is {type(cache_salt).__name__}, expected a string")
+        if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
+            raise InvalidRequestError(f"cache_salt = {cache_salt!r} must be a str without lone surrogates")
         request_id = self.engine.submit(request.token_ids, request.native_params, channel, priority, cache_salt)
         return RequestState(request_id, request.prompt, request.token_ids, request.params)
 
@@ -288,44 +303,91 @@ class Runtime:
         """Token ids of a conversation by the model's chat template; `variables` are data for the template."""
         if self.chat_template is None:
             raise InvalidRequestError(f"{self.folder}: the model has no chat template; use generate()")
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+            raise InvalidRequestError(f"a conversation must be a list of messages, not {type(messages).__name__}")
+        for i, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise InvalidRequestError(f"messages[{i}] is {type(message).__name__}, expected a dict with 'role'")
         text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
         # The template writes its special tokens itself.
         return self._tokenizer().encode(text, add_special_tokens=False)
 
 
-def _close_engine(engine: Any) -> None:
-    engine.close()
+def _close_engine(engine: Any, process: int) -> None:
+    # A forked child has a copy of this engine without its threads: nothing to end there.
+    if os.getpid() == process:
+        engine.close()
 
 
-def _check_options(options: EngineOptions) -> None:
-    choices: Iterable[tuple[str, str, tuple[str, ...]]] = (
-        ("dtype", options.dtype, ("auto", *DTYPES)),
-        ("kv_cache_dtype", options.kv_cache_dtype, ("auto", *DTYPES)),
-        ("load_format", options.load_format, LOAD_FORMATS),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise InvalidRequestError(f"{name} = {value!r} is not known; use one of {', '.join(allowed)}")
+@functools.cache
+def _register_exit_hook() -> None:
+    """Registered after the first finalizer, so it runs before them: daemon threads that still generate when Python ends
+    stop where they are, instead of printing that their engine was closed."""
+    atexit.register(_core.end_of_interpreter)
+
+
+# Of options that are numbers: the range. None is allowed where it is the default.
+_INT_OPTIONS = {
+    "max_model_len": (1, 2**31 - 1),
+    "max_num_seqs": (1, 2**31 - 1),
+    "max_num_batched_tokens": (1, 2**31 - 1),
+    "kv_cache_tokens": (1, 2**62),
+    "num_threads": (1, 2**31 - 1),
+    "seed": (0, 2**64 - 1),
+    "max_queue": (1, 2**31 - 1),
+}
+_CHOICES = {"dtype": ("auto", *DTYPES), "kv_cache_dtype": ("auto", *DTYPES), "load_format": LOAD_FORMATS}
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "tokenizer": ((str, Path), "a directory"),
+    "device": (str, "a string"),
+    "revision": (str, "a string"),
+    "enable_prefix_caching": (bool, "True or False"),
+    "show_progress": (bool, "True or False"),
+    "skip_tokenizer_init": (bool, "True or False"),
+}
+
+
+def _check_options(model: object, options: EngineOptions) -> None:
+    """Raises InvalidRequestError naming the option, before any file is opened."""
+    if model is not None and not isinstance(model, (str, Path)):
+        raise InvalidRequestError(f"model must be a directory or hub id, not {type(model).__name__}")
+    defaults = EngineOptions()
+    for field in dataclasses.fields(options):
+        name, value = field.name, getattr(options, field.name)
+        if value is None and getattr(defaults, name) is None:
+            continue
+        if name in _INT_OPTIONS:
+            low, high = _INT_OPTIONS[name]
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise InvalidRequestError(f"{name} = {value!r} must be an integer from {low} to {high}")
+        elif name in _CHOICES and value not in _CHOICES[name]:
+            raise InvalidRequestError(f"{name} = {value!r} is not known; use one of {', '.join(_CHOICES[name])}")
+        elif name in _TYPES and not isinstance(value, _TYPES[name][0]):
+            raise InvalidRequestError(f"{name} = {value!r} must be {_TYPES[name][1]}")
     if options.quantization is not None:
         raise InvalidRequestError(f"quantization = {options.quantization!r} is not supported yet; use None")
-    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads", "max_queue"):
-        value = getattr(options, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31):
-            raise InvalidRequestError(f"{name} = {value!r} must be a positive integer")
 
 
-def _token_ids(ids: Any) -> list[int]:
+def _token_ids(ids: Any, name: str = "prompt_token_ids") -> list[int]:
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise InvalidRequestError(f"prompt_token_ids must be a list of integers, not {type(ids).__name__}")
+        raise InvalidRequestError(f"{name} must be a list of integers, not {type(ids).__name__}")
     out = []
     for i, token in enumerate(ids):
         if isinstance(token, bool) or not hasattr(token, "__index__"):
-            raise InvalidRequestError(f"prompt_token_ids[{i}] is {type(token).__name__}, expected an integer")
+            raise InvalidRequestError(f"{name}[{i}] is {type(token).__name__}, expected an integer")
         value = int(token.__index__())
-        if not 0 <= value < 2**31:
-            raise InvalidRequestError(f"prompt_token_ids[{i}] = {value} is not a token id")
+        if not -(2**63) <= value < 2**63:
+            raise InvalidRequestError(f"{name}[{i}] has more than 64 bits")
         out.append(value)
     return out
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[int]:

@@ -79,5 +79,5 @@ def read_json_object(folder: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -
     with os.fdopen(fd, "rb") as file:
         if size > max_bytes:
             raise CheckpointError(f"{folder / name}: has {size} bytes, at most {max_bytes} are read")
-        text = file.read(max_bytes + 1)
+        text = file.read(size)  # not max_bytes: that much would be reserved before the first byte is read
     return parse_json_object(text, str(folder / name))
