@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/fault.h"
 
 namespace fastllm {
 
@@ -44,12 +45,14 @@ ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& lim
       decoder_(model_->spec, loaded(*model_), *model_->backend, limits) {}
 
 void ModelExecutor::execute(Step& step) {
+  FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
   Backend& backend = *model_->backend;
   if (!step.copy_from.empty()) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
   float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
   if (step.num_rows() == 0) return;
+  FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   const int64_t vocab = model_->spec.vocab_size;
   backend.sample({.logits = logits,
                   .num_rows = step.num_rows(),

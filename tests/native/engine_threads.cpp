@@ -13,13 +13,10 @@
 #include "core/error.h"
 #include "engine/engine.h"
 #include "engine/fake_executor.h"
+#include "harness.h"
 
-namespace fastllm {
+namespace fastllm::test {
 namespace {
-
-void require(bool condition, const std::string& what) {
-  if (!condition) throw std::runtime_error(what);
-}
 
 EngineConfig small_config() {
   EngineConfig config;
@@ -75,7 +72,7 @@ void client(Engine& engine, uint32_t seed, std::atomic<int64_t>& num_ended) {
   }
 }
 
-void run_clients() {
+NATIVE_TEST(clients_submit_abort_and_read_at_once) {
   const EngineConfig config = small_config();
   const auto controls = std::make_shared<FakeControls>();
   Engine engine(config, std::make_unique<FakeExecutor>(config, controls));
@@ -110,7 +107,7 @@ void run_clients() {
 }
 
 // close() in the middle of work: everything ends with kEngineClosed, later calls throw.
-void close_while_busy() {
+NATIVE_TEST(close_in_the_middle_of_work) {
   const EngineConfig config = small_config();
   const auto controls = std::make_shared<FakeControls>();
   controls->delay_us = 1000;
@@ -142,15 +139,4 @@ void close_while_busy() {
 }
 
 }  // namespace
-}  // namespace fastllm
-
-int main() {
-  try {
-    fastllm::run_clients();
-    fastllm::close_while_busy();
-  } catch (const std::exception& e) {
-    std::cerr << e.what() << "\n";
-    return 1;
-  }
-  return 0;
-}
+}  // namespace fastllm::test
