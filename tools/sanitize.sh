@@ -49,5 +49,29 @@ tsan() {
   run_tests tsan --schedules 1000 --stride 3
 }
 
-all=${*:-asan tsan}
+# The extension in a Python of its own: leaks of the interpreter are not ours, everything else is.
+python() {
+  local python=${FASTLLM_TEST_PYTHON:-$PWD/.venv/bin/python} site
+  if [ -z "${FASTLLM_TEST_PYTHON:-}" ]; then
+    [ -x "$python" ] || "$PYTHON" -m venv .venv
+    "$python" -m pip install -q cmake ninja nanobind pytest pytest-timeout hypothesis psutil numpy tokenizers jinja2 \
+      huggingface_hub typer rich safetensors
+  fi
+  build asan "address,$undefined" -DFASTLLM_PYTHON=ON -DFASTLLM_NATIVE_TESTS=ON \
+    -DPython_EXECUTABLE="$python" -Dnanobind_DIR="$("$python" -m nanobind --cmake_dir)"
+  site=$PWD/build/asan/site
+  rm -rf "$site"
+  mkdir -p "$site"
+  cp -r python/fastllm "$site/"
+  rm -f "$site"/fastllm/_core*.so
+  cp build/asan/csrc/_core*.so "$site/fastllm/"
+  echo "-- Python smoke suite"
+  LD_PRELOAD="$(${CXX:-g++} -print-file-name=libasan.so) $(${CXX:-g++} -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS="$ASAN_OPTIONS:detect_leaks=0" PYTHONMALLOC=malloc PYTHONPATH="$site:tests" FASTLLM_TEST_FAULTS=1 \
+    "$python" -m pytest -q -p no:cacheprovider "${smoke[@]}"
+}
+# Without torch: it is no part of the product, and slow under the sanitizer.
+smoke=(tests/engine tests/checkpoint tests/api/test_llm.py)
+
+all=${*:-asan tsan python}
 for part in $all; do "$part"; done
