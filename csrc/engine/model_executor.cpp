@@ -39,6 +39,13 @@ const ModelWeights& loaded(const Model& model) {
 
 }  // namespace
 
+ModelClaim::ModelClaim(std::shared_ptr<Model> model) : model_(std::move(model)) {
+  if (!model_->is_in_use.exchange(true)) return;
+  fail(ErrorKind::kInvalidRequest, "this model already runs in an engine; close that one, or load the model again");
+}
+
+ModelClaim::~ModelClaim() { model_->is_in_use = false; }
+
 ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype)
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
