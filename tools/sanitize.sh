@@ -71,7 +71,8 @@ python() {
     "$python" -m pytest -q -p no:cacheprovider "${smoke[@]}"
 }
 # Without torch: it is no part of the product, and slow under the sanitizer.
-smoke=(tests/engine tests/checkpoint tests/api/test_llm.py)
+smoke=(tests/engine/test_faults.py tests/engine/test_batch_invariance.py tests/checkpoint/test_bad_checkpoints.py
+  tests/api/test_llm.py)
 
 all=${*:-asan tsan python}
 for part in $all; do "$part"; done

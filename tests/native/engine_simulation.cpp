@@ -362,5 +362,35 @@ NATIVE_TEST(random_schedules) {
   require(S::preemptions > 0 && S::prefix_hits > 0 && S::compared > options().schedules, "hardly anything happened");
 }
 
+// Its K/V may hold the NaN for good: whoever comes with the same prompt computes it anew.
+NATIVE_TEST(pages_behind_a_nan_are_not_served_again) {
+  EngineConfig config;
+  config.num_pages = 16;
+  config.page_size = 4;
+  config.vocab_size = 20;
+  config.max_model_len = 40;
+  config.max_num_seqs = 2;
+  config.max_num_batched_tokens = 6;
+  config.max_logit_rows = 2;
+  const auto controls = std::make_shared<FakeControls>();
+  EngineCore core(config, std::make_unique<FakeExecutor>(config, controls));
+  const auto channel = std::make_shared<Channel>();
+  Outputs outputs;
+  const auto run = [&](int64_t id) {
+    Submission submission;
+    for (int64_t i = 0; i < 13; ++i) submission.prompt_token_ids.push_back(i);
+    submission.params.max_tokens = 3;
+    core.add(make_request(config, std::move(submission), channel, id));
+    while (core.step()) core.check_integrity();
+    collect(*channel, outputs);
+    return outputs[{id, 0}].reason;
+  };
+  controls->nan_token = 2;
+  require(run(1) == FinishReason::kError, "a NaN became tokens");
+  controls->nan_token = -1;
+  require(run(2) == FinishReason::kLength && core.stats().prefix_hit_tokens == 0, "a page behind the NaN was served");
+  require(run(3) == FinishReason::kLength && core.stats().prefix_hit_tokens == 12, "good pages are not served");
+}
+
 }  // namespace
 }  // namespace fastllm::test
