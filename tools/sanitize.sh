@@ -54,7 +54,7 @@ python() {
   local python=${FASTLLM_TEST_PYTHON:-$PWD/.venv/bin/python} site
   if [ -z "${FASTLLM_TEST_PYTHON:-}" ]; then
     [ -x "$python" ] || "$PYTHON" -m venv .venv
-    "$python" -m pip install -q cmake ninja nanobind pytest pytest-timeout hypothesis psutil numpy tokenizers jinja2 \
+    "$python" -m pip install -q nanobind pytest pytest-timeout hypothesis psutil numpy tokenizers jinja2 \
       huggingface_hub typer rich safetensors
   fi
   build asan "address,$undefined" -DFASTLLM_PYTHON=ON -DFASTLLM_NATIVE_TESTS=ON \
