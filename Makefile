@@ -2,7 +2,7 @@
 # make test      everything the tests need, then all of them
 # make lint      ruff, mypy, clang-format
 # make stubs     type stubs of the native module, after a change of its bindings
-# make sanitize  native tests under address + undefined, then thread sanitizers
+# make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
 # make bench     speed of this machine and share of its limits
 
 PYTHON ?= python3

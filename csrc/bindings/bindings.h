@@ -10,5 +10,6 @@ void bind_text(nanobind::module_& m);
 void bind_spec(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
 void bind_model(nanobind::module_& m);
+void bind_fault(nanobind::module_& m);  // test builds only
 
 }  // namespace fastllm

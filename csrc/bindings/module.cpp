@@ -14,4 +14,5 @@ NB_MODULE(_core, m) {
   fastllm::bind_spec(m);
   fastllm::bind_engine(m);
   fastllm::bind_model(m);
+  fastllm::bind_fault(m);
 }

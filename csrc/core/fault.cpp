@@ -12,7 +12,8 @@ namespace {
 
 struct State {
   std::atomic<int64_t> passes{0};
-  std::atomic<int64_t> nth{0};
+  std::atomic<int64_t> first{0};  // 0: disarmed
+  std::atomic<int64_t> count{1};
 };
 
 constexpr std::array<const char*, 4> kNames = {"alloc", "kernel", "queue", "io"};
@@ -25,7 +26,9 @@ std::array<State, 4>& states() {
     if (text == nullptr) return true;
     for (std::size_t i = 0; i < kNames.size(); ++i) {
       const std::size_t length = std::strlen(kNames[i]);
-      if (std::strncmp(text, kNames[i], length) == 0 && text[length] == ':') all[i].nth = std::atoll(text + length + 1);
+      if (std::strncmp(text, kNames[i], length) == 0 && text[length] == ':') {
+        all[i].first = std::atoll(text + length + 1);
+      }
     }
     return true;
   }();
@@ -37,13 +40,17 @@ std::array<State, 4>& states() {
 
 bool should_fail(Point point) {
   State& state = states()[static_cast<std::size_t>(point)];
-  return ++state.passes == state.nth.load();
+  const int64_t pass = ++state.passes;
+  const int64_t first = state.first.load();
+  return first > 0 && pass >= first && pass - first < state.count.load();
 }
 
-void arm(Point point, int64_t nth) {
+void arm(Point point, int64_t nth, int64_t count) {
   State& state = states()[static_cast<std::size_t>(point)];
+  state.first = 0;
   state.passes = 0;
-  state.nth = nth;
+  state.count = count;
+  state.first = nth;
 }
 
 int64_t passes(Point point) { return states()[static_cast<std::size_t>(point)].passes; }

@@ -26,6 +26,7 @@
 
 #include "core/checked.h"
 #include "core/error.h"
+#include "core/fault.h"
 
 namespace fastllm {
 namespace {
@@ -91,6 +92,7 @@ struct ThreadPool::Impl {
   void run_chunk(int64_t chunk, int thread_idx) {
     const int64_t begin = chunk * grain;
     try {
+      FASTLLM_FAULT_POINT(kKernel, kDevice, "thread pool");
       task(context, begin, std::min(begin + grain, num_units), thread_idx);
     } catch (...) {
       if (!has_failed.exchange(true)) exception = std::current_exception();
@@ -127,12 +129,15 @@ struct ThreadPool::Impl {
   }
 
   void wake_sleepers() {
-    if (num_sleeping.load(std::memory_order_seq_cst) == 0) return;
+    if (num_sleeping.load(std::memory_order_seq_cst) == 0 || !has_helpers()) return;
     {
       const std::lock_guard lock(mutex);
     }  // a worker between its check and its wait holds the mutex
     wake.notify_all();
   }
+
+  // In a forked child the helpers do not exist: the caller works alone, and waits for nobody.
+  [[nodiscard]] bool has_helpers() const { return owner_pid == getpid(); }
 
   void stop() {
     is_stopping.store(true, std::memory_order_seq_cst);
@@ -155,6 +160,7 @@ struct ThreadPool::Impl {
   int64_t grain = 1;
   Task task = nullptr;
   void* context = nullptr;
+  std::atomic<bool> is_busy{false};
   std::atomic<bool> has_failed{false};
   std::exception_ptr exception;  // written by the one thread that sets has_failed
 };
@@ -171,12 +177,15 @@ ThreadPool::ThreadPool(int num_threads) {
     impl_->stop();
     fail(ErrorKind::kDevice, "thread pool: thread ", num_started + 1, " of ", num_threads - 1,
          " could not be started: ", e.what());
+  } catch (...) {  // no memory for its description
+    impl_->stop();
+    throw;
   }
 }
 
 ThreadPool::~ThreadPool() {
-  if (impl_->owner_pid != getpid()) {
-    // In a forked child the helpers do not exist: joining them, or destroying what they wait on, would hang.
+  if (!impl_->has_helpers()) {
+    // Joining them, or destroying what they wait on, would hang.
     static_cast<void>(impl_.release());
     return;
   }
@@ -190,14 +199,24 @@ void ThreadPool::run(int64_t num_units, int64_t grain, Task task, void* context)
   FASTLLM_CHECK(grain > 0, "parallel_for with grain ", grain);
   const int64_t num_chunks = ceil_div(num_units, grain);
   const int num_threads = size();
+  Impl& job = *impl_;
+  // A body that calls parallel_for would overwrite the job that it is part of. (Also after a fork in the middle of
+  // one.)
+  if (job.is_busy.exchange(true, std::memory_order_acquire)) {
+    fail(ErrorKind::kInternal, "parallel_for was called while another one runs on the same pool");
+  }
+  struct Done {
+    std::atomic<bool>& is_busy;
+    ~Done() { is_busy.store(false, std::memory_order_release); }
+  } const done{job.is_busy};
   if (num_chunks == 1 || num_threads == 1) {  // nobody to wake
     for (int64_t begin = 0; begin < num_units; begin += grain) {
+      FASTLLM_FAULT_POINT(kKernel, kDevice, "thread pool");
       task(context, begin, std::min(begin + grain, num_units), 0);
     }
     return;
   }
 
-  Impl& job = *impl_;
   job.num_units = num_units;
   job.grain = grain;
   job.task = task;

@@ -2,7 +2,8 @@
 // ranges (one memory stream per thread) whose rest is stolen when a worker finishes early. Who computes a unit never
 // changes its value, so results do not depend on the number of threads.
 //
-// Thread contract: parallel_for is called by one thread at a time. Between calls the helpers spin for
+// Thread contract: parallel_for is called by one thread at a time, and not from inside a body; a second call while one
+// runs throws kInternal. In a forked child the pool works without its helpers. Between calls the helpers spin for
 // `kHotMicroseconds`, then sleep on a futex: an idle pool uses no CPU.
 #pragma once
 

@@ -13,6 +13,9 @@ namespace {
 
 bool contains(const std::vector<int32_t>& ids, int32_t id) { return std::ranges::find(ids, id) != ids.end(); }
 
+// Short enough for std::string to hold without allocating: it is used when an allocation has failed.
+constexpr const char* kOutOfMemoryText = "out of memory";
+
 RequestDelta delta_of(const Sequence& s) {
   RequestDelta delta;
   delta.request_id = s.request->id;
@@ -232,12 +235,16 @@ TokenLogprobs EngineCore::logprobs_of(int64_t row) const {
   return entry;
 }
 
-RequestDelta EngineCore::error_delta(const Sequence& s, const Cause& cause) {
+RequestDelta EngineCore::error_delta(const Sequence& s, const Cause& cause) noexcept {
   RequestDelta delta = delta_of(s);
   delta.finish_reason = FinishReason::kError;
   delta.error_kind = cause.kind;
-  delta.error_message = cause.message;
   delta.metrics = s.metrics;
+  try {
+    delta.error_message = cause.message;
+  } catch (...) {
+    delta.error_message = kOutOfMemoryText;
+  }
   return delta;
 }
 
@@ -264,15 +271,16 @@ void EngineCore::fail_sequences(const std::vector<ScheduledTokens>& items, const
 }
 
 void EngineCore::fail_all(ErrorKind kind, const std::string& message) {
+  const Cause cause{kind, message};
   for (const auto& [id, request] : requests_) {
-    for (const std::unique_ptr<Sequence>& s : request->sequences) fail_sequence(*s, {kind, message});
+    for (const std::unique_ptr<Sequence>& s : request->sequences) fail_sequence(*s, cause);
   }
   erase_finished_requests();
   flush();
 }
 
 void EngineCore::send(const Request& request, RequestDelta&& delta) {
-  if (fault::should_fail(fault::Point::kQueue)) fail(ErrorKind::kInternal, "output queue: injected fault");
+  FASTLLM_FAULT_POINT(kQueue, kInternal, "output queue");
   const std::shared_ptr<Channel> channel = request.channel.lock();
   if (channel == nullptr) return;
   if (std::ranges::find(touched_, channel) == touched_.end()) touched_.push_back(channel);
@@ -313,17 +321,21 @@ void EngineCore::flush() noexcept {
   touched_.clear();
 }
 
-EngineCore::Cause EngineCore::current_exception_cause() {
+EngineCore::Cause EngineCore::current_exception_cause() noexcept {
   try {
-    throw;
-  } catch (const Error& e) {
-    return {e.kind(), e.what()};
-  } catch (const std::bad_alloc&) {
-    return {ErrorKind::kOutOfMemory, "memory ran out during a step"};
-  } catch (const std::exception& e) {
-    return {ErrorKind::kInternal, e.what()};
-  } catch (...) {
-    return {ErrorKind::kInternal, "an unknown exception ended a step"};
+    try {
+      throw;
+    } catch (const Error& e) {
+      return {e.kind(), e.what()};
+    } catch (const std::bad_alloc&) {
+      return {ErrorKind::kOutOfMemory, kOutOfMemoryText};
+    } catch (const std::exception& e) {
+      return {ErrorKind::kInternal, e.what()};
+    } catch (...) {
+      return {ErrorKind::kInternal, "an unknown exception ended a step"};
+    }
+  } catch (...) {  // there was no memory for the text
+    return {ErrorKind::kOutOfMemory, kOutOfMemoryText};
   }
 }
 

@@ -36,14 +36,15 @@ class EngineCore {
   [[nodiscard]] EngineStats stats() const;
   // Throws kInternal if anything disagrees. For tests, between steps.
   void check_integrity() const;
+  [[nodiscard]] const PagePool& pages() const { return cache_.pool(); }
 
  private:
   struct Cause {
     ErrorKind kind = ErrorKind::kInternal;
     std::string message;
   };
-  static Cause current_exception_cause();
-  static RequestDelta error_delta(const Sequence& sequence, const Cause& cause);
+  static Cause current_exception_cause() noexcept;
+  static RequestDelta error_delta(const Sequence& sequence, const Cause& cause) noexcept;
 
   void run_step();
   void mark_scheduled(const StepPlan& plan);

@@ -38,6 +38,7 @@ struct Engine::Impl {
 
   void run() noexcept;
   void loop();
+  void end(ErrorKind kind, const char* message) noexcept;
 
   const pid_t process = getpid();
   const EngineConfig config;
@@ -59,21 +60,25 @@ struct Engine::Impl {
 };
 
 void Engine::Impl::run() noexcept {
-  ErrorKind kind = ErrorKind::kEngineClosed;
-  std::string message = "the engine was closed before this request had finished";
   try {
     loop();
-  } catch (const std::exception& e) {
+    end(ErrorKind::kEngineClosed, "the engine was closed before this request had finished");
+  } catch (const Error& e) {
     // A step's own errors were handled in the core: this is a broken invariant. Nothing more is run.
-    const Error* error = dynamic_cast<const Error*>(&e);
-    kind = error != nullptr ? error->kind() : ErrorKind::kInternal;
-    message = e.what();
+    end(e.kind(), e.what());
+  } catch (const std::exception& e) {
+    end(ErrorKind::kInternal, e.what());
+  } catch (...) {
+    end(ErrorKind::kInternal, "an unknown exception ended the engine");
   }
-  std::vector<std::shared_ptr<Channel>> open;
+}
+
+void Engine::Impl::end(ErrorKind kind, const char* message) noexcept {
+  const std::scoped_lock lock(mutex);
+  const bool is_unexpected = !is_closing;
+  is_closing = true;
   try {
-    const std::scoped_lock lock(mutex);
-    if (!is_closing) reason = message;
-    is_closing = true;
+    if (is_unexpected) reason = message;
     for (std::unique_ptr<Request>& request : inbox) core->add(std::move(request));
     inbox.clear();
     core->fail_all(kind, message);
@@ -81,7 +86,6 @@ void Engine::Impl::run() noexcept {
   } catch (...) {
     // The channels are closed below, which their consumers see.
   }
-  const std::scoped_lock lock(mutex);
   for (const std::weak_ptr<Channel>& weak : channels) {
     if (const std::shared_ptr<Channel> channel = weak.lock()) channel->close();
   }
@@ -135,7 +139,7 @@ std::shared_ptr<Channel> Engine::open_channel() {
 int64_t Engine::submit(Submission submission, const std::shared_ptr<Channel>& channel) {
   impl_->check_process();
   if (channel == nullptr) fail(ErrorKind::kInvalidRequest, "submit: the channel is missing; open_channel() makes one");
-  if (fault::should_fail(fault::Point::kQueue)) fail(ErrorKind::kInternal, "submit: injected fault");
+  FASTLLM_FAULT_POINT(kQueue, kInternal, "submit");
   int64_t id = 0;
   {
     const std::scoped_lock lock(impl_->mutex);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/fault.h"
 
 namespace fastllm {
 
@@ -38,18 +39,27 @@ const ModelWeights& loaded(const Model& model) {
 
 }  // namespace
 
+ModelClaim::ModelClaim(std::shared_ptr<Model> model) : model_(std::move(model)) {
+  if (!model_->is_in_use.exchange(true)) return;
+  fail(ErrorKind::kInvalidRequest, "this model already runs in an engine; close that one, or load the model again");
+}
+
+ModelClaim::~ModelClaim() { model_->is_in_use = false; }
+
 ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype)
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
       decoder_(model_->spec, loaded(*model_), *model_->backend, limits) {}
 
 void ModelExecutor::execute(Step& step) {
+  FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
   Backend& backend = *model_->backend;
   if (!step.copy_from.empty()) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
   float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
   if (step.num_rows() == 0) return;
+  FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   const int64_t vocab = model_->spec.vocab_size;
   backend.sample({.logits = logits,
                   .num_rows = step.num_rows(),

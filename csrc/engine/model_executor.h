@@ -1,6 +1,7 @@
 // Runs steps with a real model: copy pages, decoder forward, sample. Owns everything that a running model needs.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -27,6 +28,22 @@ struct Model : std::enable_shared_from_this<Model> {
   std::unique_ptr<Backend> backend;
   DType dtype;
   std::unique_ptr<ModelWeights> weights;
+  std::atomic<bool> is_in_use{false};  // by a ModelClaim
+};
+
+// The backend's scratch memory and threads serve one executor at a time: a second one throws kInvalidRequest.
+class ModelClaim {
+ public:
+  explicit ModelClaim(std::shared_ptr<Model> model);
+  ~ModelClaim();
+  ModelClaim(const ModelClaim&) = delete;
+  ModelClaim& operator=(const ModelClaim&) = delete;
+
+  Model* operator->() const { return model_.get(); }
+  Model& operator*() const { return *model_; }
+
+ private:
+  std::shared_ptr<Model> model_;
 };
 
 class ModelExecutor final : public Executor {
@@ -35,7 +52,7 @@ class ModelExecutor final : public Executor {
   void execute(Step& step) override;
 
  private:
-  std::shared_ptr<Model> model_;
+  ModelClaim model_;
   KvStorage kv_;
   Decoder decoder_;
 };

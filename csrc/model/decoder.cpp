@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/checked.h"
+#include "core/fault.h"
 
 namespace fastllm {
 namespace {
@@ -174,6 +175,7 @@ float* Decoder::forward(const StepView& step, std::span<const KvLayer> kv, std::
 
   bool has_delta = false;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
+    FASTLLM_FAULT_POINT(kKernel, kDevice, "layer");
     const LayerSpec& layer = spec_.layers[i];
     const LayerWeights& w = layers_[i];
     const auto post_norm = [&](const std::optional<NormSpec>& norm, const float* weight) {

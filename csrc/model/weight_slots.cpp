@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/checked.h"
+#include "core/fault.h"
 #include "core/random.h"
 
 namespace fastllm {
@@ -135,6 +136,7 @@ void ModelWeights::fill_matrix(const std::string& name, const WeightSlice& slice
     if (filled + slice.num_rows > desc.n) fail(ErrorKind::kCheckpoint, name, ": filled more than once");
     filled += slice.num_rows;
   }
+  FASTLLM_FAULT_POINT(kIo, kCheckpoint, name.c_str());
   backend_.pack(slot.weight, slice);
 }
 
@@ -151,6 +153,7 @@ void ModelWeights::fill_vector(const std::string& name, const WeightSlice& slice
     if (slot.filled + count > slot.size) fail(ErrorKind::kCheckpoint, name, ": filled more than once");
     slot.filled += count;
   }
+  FASTLLM_FAULT_POINT(kIo, kCheckpoint, name.c_str());
   with_float_dtype(slice.dtype, [&]<class T>(T) {
     const T* from = static_cast<const T*>(slice.data);
     for (int64_t i = 0; i < count; ++i) slot.data[offset + i] = to_float(from[i * slice.col_stride]);

@@ -1,5 +1,8 @@
 // Engine from many threads, with the fake executor: concurrent submit, abort, poll, stats, dropped channels and close.
 // Meant for the sanitizers; the checks are that everything ends, once, and that no page stays referenced.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <iostream>
@@ -11,19 +14,18 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cpu/cpu_backend.h"
 #include "engine/engine.h"
 #include "engine/fake_executor.h"
+#include "harness.h"
+#include "tiny_model.h"
 
-namespace fastllm {
+namespace fastllm::test {
 namespace {
-
-void require(bool condition, const std::string& what) {
-  if (!condition) throw std::runtime_error(what);
-}
 
 EngineConfig small_config() {
   EngineConfig config;
-  config.num_pages = 64;
+  config.num_pages = 24;
   config.page_size = 4;
   config.vocab_size = 50;
   config.max_model_len = 64;
@@ -75,7 +77,7 @@ void client(Engine& engine, uint32_t seed, std::atomic<int64_t>& num_ended) {
   }
 }
 
-void run_clients() {
+NATIVE_TEST(clients_submit_abort_and_read_at_once) {
   const EngineConfig config = small_config();
   const auto controls = std::make_shared<FakeControls>();
   Engine engine(config, std::make_unique<FakeExecutor>(config, controls));
@@ -109,8 +111,26 @@ void run_clients() {
   std::cout << num_ended << " sequences ended, " << steps << " steps, " << stats.num_preemptions << " preemptions\n";
 }
 
+// Two engines would share scratch memory and threads.
+NATIVE_TEST(a_model_runs_in_one_engine_at_a_time) {
+  const std::shared_ptr<Model> model = make_tiny_model(make_cpu_backend(2, choose_isa(nullptr)));
+  const EngineConfig config = tiny_config(*model->backend);
+  const StepLimits limits{config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows};
+  const auto make = [&] { return std::make_unique<ModelExecutor>(model, limits, config.num_pages, DType::kF32); };
+  Engine engine(config, make());
+  require_error(ErrorKind::kInvalidRequest, make, "a second engine");
+  engine.close();
+  Engine again(config, make());
+  const std::shared_ptr<Channel> channel = again.open_channel();
+  std::mt19937 random(1);
+  Submission submission = random_submission(random);
+  for (int64_t& token : submission.prompt_token_ids) token %= config.vocab_size;
+  again.submit(std::move(submission), channel);
+  require(!channel->poll(10.0).empty(), "the second engine does not run");
+}
+
 // close() in the middle of work: everything ends with kEngineClosed, later calls throw.
-void close_while_busy() {
+NATIVE_TEST(close_in_the_middle_of_work) {
   const EngineConfig config = small_config();
   const auto controls = std::make_shared<FakeControls>();
   controls->delay_us = 1000;
@@ -141,16 +161,57 @@ void close_while_busy() {
   }
 }
 
-}  // namespace
-}  // namespace fastllm
-
-int main() {
+#if !defined(__SANITIZE_THREAD__)  // it does not follow a fork of a process with threads
+int use_after_fork(Engine& engine, const std::shared_ptr<Channel>& channel) {
+  alarm(10);
+  std::mt19937 random(1);
   try {
-    fastllm::run_clients();
-    fastllm::close_while_busy();
+    const auto refuses = [](auto&& call) { require_error(ErrorKind::kEngineClosed, call, "after fork()"); };
+    refuses([&] { engine.submit(random_submission(random), channel); });
+    refuses([&] { engine.abort(1); });
+    refuses([&] { static_cast<void>(engine.stats()); });
+    refuses([&] { static_cast<void>(engine.open_channel()); });
+    refuses([&] { engine.close(); });
+    refuses([&] { channel->poll(1.0); });
+    engine.~Engine();
+    // What the child makes itself works.
+    const EngineConfig config = small_config();
+    Engine own(config, std::make_unique<FakeExecutor>(config, std::make_shared<FakeControls>()));
+    const std::shared_ptr<Channel> own_channel = own.open_channel();
+    own.submit(random_submission(random), own_channel);
+    require(!own_channel->poll(5.0).empty(), "an engine of the child does not run");
+    own.close();
+    return 0;
   } catch (const std::exception& e) {
-    std::cerr << e.what() << "\n";
+    std::cerr << "child: " << e.what() << std::endl;
     return 1;
   }
-  return 0;
 }
+
+NATIVE_TEST(fork_while_an_engine_works) {
+  const EngineConfig config = small_config();
+  const auto controls = std::make_shared<FakeControls>();
+  controls->delay_us = 100;
+  Engine engine(config, std::make_unique<FakeExecutor>(config, controls));
+  const std::shared_ptr<Channel> channel = engine.open_channel();
+  std::mt19937 random(5);
+  for (int i = 0; i < 100; ++i) {
+    Submission submission = random_submission(random);
+    int64_t num_open = submission.params.n;
+    engine.submit(std::move(submission), channel);
+    const pid_t child = fork();
+    require(child >= 0, "fork failed");
+    if (child == 0) _exit(use_after_fork(engine, channel));
+    int status = 0;
+    require(waitpid(child, &status, 0) == child, "waitpid failed");
+    require(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child ended with status " + std::to_string(status));
+    for (int tries = 0; num_open > 0; ++tries) {
+      require(tries < 100, "the parent's requests do not end");
+      for (const RequestDelta& d : channel->poll(0.1)) num_open -= d.finish_reason == FinishReason::kNone ? 0 : 1;
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace fastllm::test
