@@ -45,6 +45,6 @@ def checkpoint_info(model: str | None) -> dict[str, Any]:
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
         "parameters": parameters,
-        "bytes": format_bytes(sum(t.data.nbytes for t in tensors.values())),
+        "bytes": format_bytes(sum(t.num_bytes for t in tensors.values())),
         "dtypes": sorted({t.dtype for t in tensors.values()}),
     }

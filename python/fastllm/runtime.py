@@ -319,7 +319,7 @@ def _fill(plan: loader.LoadPlan, native: Any, show_progress: bool) -> None:
     columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show_progress) as bar:
         task = bar.add_task("weights", total=None)
-        plan.fill(native, lambda done, total: bar.update(task, completed=done, total=total))
+        plan.fill(native, lambda done, total: bar.update(task, completed=done, total=total), native.num_threads)
 
 
 class RequestState:

@@ -52,6 +52,36 @@ def open_regular(path: Path) -> tuple[int, int]:
     return fd, info.st_size
 
 
+class InputFile:
+    """A regular file that stays open for reading at offsets, from any thread."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._fd = -1
+        self.label = label
+        self._fd, self.size = open_regular(path)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """All of `out`, or CheckpointError: the disk failed, or the file has become shorter."""
+        done = 0
+        while done < len(out):
+            try:
+                count = os.preadv(self._fd, [out[done:]], offset + done)
+            except (OSError, OverflowError) as e:
+                raise CheckpointError(f"{self.label}: cannot be read at byte {offset + done}: {e}") from e
+            if count == 0:
+                raise CheckpointError(f"{self.label}: ends at byte {offset + done}; was it changed while it was read?")
+            done += count
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = bytearray(size)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+
 def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """object_pairs_hook for json: a key given twice means two readers may see two files."""
     result = dict(pairs)

@@ -11,30 +11,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastllm import models
 from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.index import open_checkpoint
+from fastllm.checkpoint.packing import FLOATS, Weights, pack
 from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
-from fastllm.models.fills import Fill, MatrixFill
+from fastllm.models.fills import Fill
 
-# Type in the file -> (name in the core, bytes).
-FLOATS = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
 # Buffers of old transformers versions, computed here from config.json.
 _BUFFERS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
-
-
-class Weights(Protocol):
-    """What the native ModelWeights offers."""
-
-    def fill_matrix(
-        self, name: str, address: int, dtype: str, num_rows: int, num_cols: int, row_stride: int, col_stride: int,
-        row_begin: int, expert: int,
-    ) -> None: ...  # fmt: skip
-    def fill_vector(self, name: str, address: int, dtype: str, count: int, stride: int, offset: int) -> None: ...
-    def unfilled(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -52,30 +40,9 @@ class LoadPlan:
         """Type of the checkpoint: what config.json says, else that of its first matrix."""
         return self.config.dtype or FLOATS[self.fills[0][1].dtype][0]
 
-    def fill(self, weights: Weights, progress: Callable[[int, int], None] | None = None) -> None:
-        """Packs every tensor. `progress(done, total)` is told bytes."""
-        total = sum(fill.num_elements * FLOATS[tensor.dtype][1] for fill, tensor in self.fills)
-        done = 0
-        for fill, tensor in self.fills:
-            dtype, size = FLOATS[tensor.dtype]
-            address = tensor.address + fill.start * size
-            try:
-                if isinstance(fill, MatrixFill):
-                    weights.fill_matrix(
-                        name=fill.slot, address=address, dtype=dtype, num_rows=fill.num_rows, num_cols=fill.num_cols,
-                        row_stride=fill.row_stride, col_stride=fill.col_stride, row_begin=fill.row_begin,
-                        expert=fill.expert,
-                    )  # fmt: skip
-                else:
-                    weights.fill_vector(
-                        name=fill.slot, address=address, dtype=dtype, count=fill.count, stride=fill.stride,
-                        offset=fill.offset,
-                    )  # fmt: skip
-            except CheckpointError as e:
-                raise CheckpointError(f"{tensor.where}: {e}") from e
-            done += fill.num_elements * size
-            if progress is not None:
-                progress(done, total)
+    def fill(self, weights: Weights, progress: Callable[[int, int], None] | None = None, num_threads: int = 1) -> None:
+        """Packs every tensor. `progress(done, total)` is told bytes of the source, on the calling thread."""
+        pack(self.fills, weights, progress, num_threads)
         if missing := weights.unfilled():
             raise CheckpointError(f"{self.folder}: weights are incomplete: {', '.join(missing[:5])}")
 
@@ -134,7 +101,7 @@ def _left_over(used: set[str], tensors: dict[str, Tensor], ignore: list[str], fo
         (ignored if known else unknown).append(name)
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        file = tensors[unknown[0]].file
+        file = tensors[unknown[0]].file.label
         raise CheckpointError(
             f"{file}: tensor {', '.join(sorted(unknown)[:5])}{more} has no place in the model of config.json"
         )
