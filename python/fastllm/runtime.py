@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from fastllm import _core, memory, models
 from fastllm.checkpoint import loader
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.files import TOKENIZER_FILES, check_text_files, read_json_object
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
@@ -82,8 +83,8 @@ class Runtime:
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
-        self.tokenizer = None if is_dummy else Tokenizer.load(Path(options.tokenizer or folder))
-        self.chat_template: ChatTemplate | None = None if is_dummy else load_chat_template(folder)
+        self.tokenizer = _load_tokenizer(folder, options.tokenizer)
+        self.chat_template: ChatTemplate | None = load_chat_template(folder)
         self.eos_token_ids = _eos_ids(folder, config, self.tokenizer)
 
         native = _core.Model(spec, device=options.device, num_threads=options.num_threads or 0, dtype=self.dtype)
@@ -203,7 +204,9 @@ class Runtime:
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise InvalidRequestError("there is no tokenizer (load_format='dummy'); give prompts as token ids")
+            raise InvalidRequestError(
+                f"{self.folder}: has no {' or '.join(TOKENIZER_FILES)}; give prompts as token ids, or tokenizer=FOLDER"
+            )
         return self.tokenizer
 
     def submit(
@@ -296,10 +299,18 @@ def _token_ids(ids: Any) -> list[int]:
     return out
 
 
+def _load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
+    """That of the model folder, if it has one, or of the folder that the user names."""
+    check_text_files(folder)
+    if given is not None:
+        check_text_files(Path(given))
+        return Tokenizer.load(Path(given))
+    has_one = any((folder / name).exists() for name in TOKENIZER_FILES)
+    return Tokenizer.load(folder) if has_one else None
+
+
 def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[int]:
     """End-of-sequence ids: generation_config.json, else config.json, else the tokenizer's."""
-    from fastllm.checkpoint.files import read_json_object
-
     found: Any = None
     if (folder / "generation_config.json").exists():
         found = read_json_object(folder, "generation_config.json").get("eos_token_id")
@@ -310,7 +321,7 @@ def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[
         found = tokenizer.eos_token_id
     ids = found if isinstance(found, list) else [] if found is None else [found]
     for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
             raise CheckpointError(f"{folder}: eos_token_id: {token!r} is not a token id")
     return sorted(set(ids))
 

@@ -11,6 +11,11 @@ from typing import Any
 from fastllm.errors import CheckpointError
 
 MAX_JSON_BYTES = 100 << 20
+# What the text side reads from a model folder.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TEXT_FILES = (*TOKENIZER_FILES, "tokenizer_config.json", "added_tokens.json", "chat_template.jinja",
+              "chat_template.json", "generation_config.json")  # fmt: skip
+MAX_TEXT_FILE_BYTES = 200 << 20
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
@@ -24,7 +29,7 @@ def safe_path(folder: Path, name: str) -> Path:
     try:
         root = folder.resolve()
         real = (root / name).resolve()
-    except (OSError, RuntimeError) as e:  # a link to itself, a name too long
+    except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name too long or that is no text
         raise CheckpointError(f"{folder / name[:200]}: cannot be resolved: {e}") from e
     allowed = [root]
     repo = root.parent.parent
@@ -50,6 +55,16 @@ def open_regular(path: Path) -> tuple[int, int]:
         os.close(fd)
         raise CheckpointError(f"{path}: is not a regular file")
     return fd, info.st_size
+
+
+def check_text_files(folder: Path) -> None:
+    """Refuses a FIFO, a device, a giant or a link out of the folder where a file of tokenizer or template should be."""
+    for name in TEXT_FILES:
+        if os.path.lexists(folder / name):
+            fd, size = open_regular(safe_path(folder, name))
+            os.close(fd)
+            if size > MAX_TEXT_FILE_BYTES:
+                raise CheckpointError(f"{folder / name}: has {size} bytes, at most {MAX_TEXT_FILE_BYTES} are read")
 
 
 class InputFile:
@@ -95,6 +110,8 @@ def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text: ValueError
     except RecursionError:
         raise CheckpointError(f"{where}: JSON is nested too deeply") from None
     except ValueError as e:  # bad UTF-8, bad JSON, duplicate keys, numbers of thousands of digits
