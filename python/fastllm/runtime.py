@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 import weakref
@@ -27,6 +28,7 @@ from fastllm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
+_log = logging.getLogger("fastllm")
 LOAD_FORMATS = ("auto", "dummy")
 
 
@@ -81,6 +83,10 @@ class Runtime:
             plan = loader.load(folder, max_model_len=options.max_model_len)
             config, spec, checkpoint_dtype = plan.config, plan.spec, plan.dtype
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
+        self.quantization: dict[str, Any] | None = None
+        if plan is not None and plan.quantization is not None:
+            self.quantization = plan.quantization.describe(self.dtype)
+            _log.info("%s: %s", folder, plan.quantization.sentence(self.dtype))
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
         self.tokenizer = _load_tokenizer(folder, options.tokenizer)
@@ -148,6 +154,7 @@ class Runtime:
             "isa": isa or None,
             "num_threads": self._num_threads,
             "dtype": self.dtype,
+            "quantization": self.quantization,
             "kv_cache_dtype": self.kv_dtype,
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.options.max_num_seqs,

@@ -17,7 +17,7 @@ from fastllm import models
 from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.index import open_checkpoint
 from fastllm.checkpoint.packing import FLOATS, Weights, pack
-from fastllm.checkpoint.safetensors import Tensor
+from fastllm.checkpoint.quantized import Quantization, Source, decode
 from fastllm.errors import CheckpointError
 from fastllm.models.fills import Fill
 
@@ -32,8 +32,9 @@ class LoadPlan:
     folder: Path
     config: Config
     spec: Any  # _core.ModelSpec
-    fills: list[tuple[Fill, Tensor]]
+    fills: list[tuple[Fill, Source]]
     ignored: list[str]
+    quantization: Quantization | None = None
 
     @property
     def dtype(self) -> str:
@@ -51,17 +52,16 @@ def load(folder: Path, *, max_model_len: int | None = None) -> LoadPlan:
     """Reads config.json and the headers of the weights in `folder`; raises CheckpointError or UnsupportedModelError."""
     config = Config.load(folder)
     family = models.family_of(config)
-    models.refuse_quantized(config)
     spec = family.spec(config, max_model_len)
-    tensors = open_checkpoint(folder)
+    tensors, quantization = decode(config, open_checkpoint(folder))
     fills = _match(family.fills(config, tensors.keys()), tensors, folder)
     ignored = _left_over({fill.source for fill, _ in fills}, tensors, family.ignored(config), folder)
-    return LoadPlan(folder, config, spec, fills, ignored)
+    return LoadPlan(folder, config, spec, fills, ignored, quantization)
 
 
-def _match(rules: Any, tensors: dict[str, Tensor], folder: Path) -> list[tuple[Fill, Tensor]]:
+def _match(rules: Any, tensors: dict[str, Source], folder: Path) -> list[tuple[Fill, Source]]:
     """Pairs each rule with its tensor: present, a float, of the expected shape, every element taken exactly once."""
-    fills: list[tuple[Fill, Tensor]] = []
+    fills: list[tuple[Fill, Source]] = []
     missing: dict[str, None] = {}
     taken: dict[str, int] = {}
     for fill in rules:
@@ -90,7 +90,7 @@ def _match(rules: Any, tensors: dict[str, Tensor], folder: Path) -> list[tuple[F
     return fills
 
 
-def _left_over(used: set[str], tensors: dict[str, Tensor], ignore: list[str], folder: Path) -> list[str]:
+def _left_over(used: set[str], tensors: dict[str, Source], ignore: list[str], folder: Path) -> list[str]:
     ignorable = [re.compile(pattern) for pattern in ignore]
     ignored: list[str] = []
     unknown: list[str] = []

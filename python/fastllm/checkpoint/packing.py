@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fastllm.checkpoint.safetensors import Tensor
+from fastllm.checkpoint.quantized import Source
 from fastllm.errors import CheckpointError
 from fastllm.models.fills import Fill, MatrixFill
 
@@ -41,7 +41,7 @@ class _Block:
     """Rows [row, row + num_rows) of a matrix fill, or a whole vector fill; elements [begin, end) of the source."""
 
     fill: Fill
-    tensor: Tensor
+    tensor: Source
     begin: int
     end: int
     row: int = 0
@@ -52,7 +52,7 @@ class _Block:
         return (self.end - self.begin) * FLOATS[self.tensor.dtype][1]
 
 
-def _blocks(fill: Fill, tensor: Tensor) -> Iterator[_Block]:
+def _blocks(fill: Fill, tensor: Source) -> Iterator[_Block]:
     if not isinstance(fill, MatrixFill):
         yield _Block(fill, tensor, fill.start, fill.start + (fill.count - 1) * fill.stride + 1)
         return
@@ -136,7 +136,7 @@ class _Packer:
 
 
 def pack(
-    fills: Sequence[tuple[Fill, Tensor]],
+    fills: Sequence[tuple[Fill, Source]],
     weights: Weights,
     progress: Callable[[int, int], None] | None = None,
     num_threads: int = 1,
