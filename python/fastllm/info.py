@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastllm import _core
-from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.memory import available_bytes, format_bytes
@@ -30,14 +29,13 @@ def machine_info(*, num_threads: int | None = None, measure: bool = True) -> dic
 
 def checkpoint_info(model: str | None) -> dict[str, Any]:
     """Architecture, parameters and size of a checkpoint, from its headers."""
-    from fastllm import models
-    from fastllm.checkpoint.index import open_checkpoint
+    from fastllm.checkpoint import loader
 
     folder = resolve(model or DEMO_MODEL)
-    config = Config.load(folder)
-    spec = models.family_of(config).spec(config, None)
-    tensors = open_checkpoint(folder)
-    parameters = sum(t.num_elements for t in tensors.values())
+    plan = loader.load(folder)
+    spec = plan.spec
+    tensors = {id(tensor): tensor for _, tensor in plan.fills}
+    parameters = sum(fill.num_elements for fill, _ in plan.fills)
     return {
         "path": str(folder),
         "architecture": spec.architecture,
@@ -47,4 +45,5 @@ def checkpoint_info(model: str | None) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": format_bytes(sum(t.num_bytes for t in tensors.values())),
         "dtypes": sorted({t.dtype for t in tensors.values()}),
+        "quantization": plan.quantization.method if plan.quantization is not None else None,
     }

@@ -18,6 +18,7 @@ from fastllm import _core, memory, models
 from fastllm.checkpoint import loader
 from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.files import TOKENIZER_FILES, check_text_files, read_json_object
+from fastllm.checkpoint.gguf.text import text_folder
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
@@ -89,9 +90,10 @@ class Runtime:
             _log.info("%s: %s", folder, plan.quantization.sentence(self.dtype))
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
-        self.tokenizer = _load_tokenizer(folder, options.tokenizer)
-        self.chat_template: ChatTemplate | None = load_chat_template(folder)
-        self.eos_token_ids = _eos_ids(folder, config, self.tokenizer)
+        with text_folder(folder) as texts:
+            self.tokenizer = _load_tokenizer(texts, options.tokenizer)
+            self.chat_template: ChatTemplate | None = load_chat_template(texts)
+            self.eos_token_ids = _eos_ids(texts, config, self.tokenizer)
 
         native = _core.Model(spec, device=options.device, num_threads=options.num_threads or 0, dtype=self.dtype)
         self._plan_sizes(native)

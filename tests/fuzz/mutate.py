@@ -14,7 +14,8 @@ PIECES = [
 def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
     data = bytearray(rng.choice(seeds))
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
-        at = rng.randrange(len(data) + 1)
+        # Mostly at the head of the file, where the structure is.
+        at = rng.randrange(min(len(data), 2048 if rng.random() < 0.8 else len(data)) + 1)
         kind = rng.randrange(7)
         if kind == 0 and at < len(data):
             data[at] ^= 1 << rng.randrange(8)

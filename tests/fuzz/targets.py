@@ -18,11 +18,13 @@ import safetensors as reference
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 import corruptions
 import tiny
+import tiny_gguf
 
 import fastllm
 from fastllm import models
 from fastllm.checkpoint import safetensors
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.gguf import reader, text
 from fastllm.checkpoint.loader import load
 from fastllm.text.tokenizer import Tokenizer
 
@@ -77,12 +79,31 @@ def index_json(data: bytes) -> None:
     assert {fill.source for fill, _ in plan.fills} == set(tiny.SHAPES)
 
 
+def gguf_file(data: bytes) -> None:
+    path = _folder().put("fuzz.gguf", data) / "fuzz.gguf"
+    files = text.files_of(reader.read(path))
+    assert not files or files["tokenizer.json"]["model"]["vocab"]
+    plan = load(path)
+    # Every value is read: blocks whose scales are no numbers are refused, and nothing else happens.
+    plan.fill(_Nothing())
+
+
+class _Nothing:
+    """Takes weights and forgets them."""
+
+    def fill_matrix(self, **_: object) -> None: ...
+    def fill_vector(self, **_: object) -> None: ...
+    def unfilled(self) -> list[str]:
+        return []
+
+
 def _bytes_of(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": safetensors_file, "config": config_json, "tokenizer": tokenizer_json, "index": index_json,
+    "gguf": gguf_file,
 }  # fmt: skip
 
 
@@ -97,6 +118,7 @@ def seeds(target: str) -> list[bytes]:
         ],
         "tokenizer": lambda: [_bytes_of(corruptions.TOKENIZER)],
         "index": lambda: [(_folder(sharded=True).path / INDEX).read_bytes()],
+        "gguf": lambda: [tiny_gguf.write(_folder().path).read_bytes()],
     }[target]()  # fmt: skip
     kept = sorted((Path(__file__).parent / "seeds").glob(f"{target}-*"))
     return good + [path.read_bytes() for path in kept]

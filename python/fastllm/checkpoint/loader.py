@@ -15,9 +15,11 @@ from typing import Any
 
 from fastllm import models
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.gguf import model as gguf
+from fastllm.checkpoint.gguf import reader as gguf_reader
 from fastllm.checkpoint.index import open_checkpoint
 from fastllm.checkpoint.packing import FLOATS, Weights, pack
-from fastllm.checkpoint.quantized import Quantization, Source, decode
+from fastllm.checkpoint.quantized import Quantization, Source, decode, total_of
 from fastllm.errors import CheckpointError
 from fastllm.models.fills import Fill
 
@@ -50,10 +52,18 @@ class LoadPlan:
 
 def load(folder: Path, *, max_model_len: int | None = None) -> LoadPlan:
     """Reads config.json and the headers of the weights in `folder`; raises CheckpointError or UnsupportedModelError."""
-    config = Config.load(folder)
+    if (gguf_path := gguf.find(folder)) is not None:
+        file = gguf_reader.read(gguf_path)
+        config = gguf.config_of(file)
+    else:
+        config = Config.load(folder)
     family = models.family_of(config)
     spec = family.spec(config, max_model_len)
-    tensors, quantization = decode(config, open_checkpoint(folder))
+    quantization: Quantization | None
+    if gguf_path is not None:
+        tensors, quantization = total_of("gguf", gguf.sources(file, config))
+    else:
+        tensors, quantization = decode(config, open_checkpoint(folder))
     fills = _match(family.fills(config, tensors.keys()), tensors, folder)
     ignored = _left_over({fill.source for fill, _ in fills}, tensors, family.ignored(config), folder)
     return LoadPlan(folder, config, spec, fills, ignored, quantization)

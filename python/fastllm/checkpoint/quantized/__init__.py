@@ -8,6 +8,7 @@ Modules that a checkpoint leaves unquantized have plain tensors and stay in thei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -79,12 +80,16 @@ def decode(config: Config, tensors: dict[str, Tensor]) -> tuple[dict[str, Source
         raise CheckpointError(
             f"{config.where}: quantization_config says {method}, but no tensor is quantized like that"
         )
+    found, total = total_of(method, found)
     suffixes = METHODS[method].SUFFIXES
     plain = {name: t for name, t in tensors.items() if name not in found and not _is_part(name, suffixes, found)}
-    total = Quantization(
-        method, len(found), sum(t.num_bytes for t in found.values()), sum(t.num_elements for t in found.values())
-    )
     return {**plain, **found}, total
+
+
+def total_of(method: str, found: Mapping[str, QuantizedTensor]) -> tuple[dict[str, Any], Quantization]:
+    tensors = found.values()
+    count = Quantization(method, len(found), sum(t.num_bytes for t in tensors), sum(t.num_elements for t in tensors))
+    return {**found}, count
 
 
 def _is_part(name: str, suffixes: tuple[str, ...], found: dict[str, QuantizedTensor]) -> bool:

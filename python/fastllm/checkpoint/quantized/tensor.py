@@ -12,7 +12,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +50,27 @@ class QuantizedRows:
         )  # fmt: skip
 
 
+class Part(Protocol):
+    """A tensor as it lies in a file."""
+
+    @property
+    def file(self) -> InputFile: ...
+    @property
+    def begin(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+
+class Rows(Protocol):
+    def dequantize(self, out: F32) -> None: ...
+
+
 class QuantizedTensor(ABC):
     """A float32 tensor of the model that lies quantized in the file. Read like a plain Tensor, from any thread."""
 
     dtype = "F32"
 
-    def __init__(self, name: str, shape: tuple[int, ...], parts: Sequence[Tensor]) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> None:
         self.name = name
         self.shape = shape
         self.file: InputFile = parts[0].file
@@ -78,7 +93,7 @@ class QuantizedTensor(ABC):
         """What rows() needs again and again, in memory; raises CheckpointError if its values cannot be."""
 
     @abstractmethod
-    def rows(self, loaded: Any, begin: int, end: int) -> QuantizedRows:
+    def rows(self, loaded: Any, begin: int, end: int) -> Rows:
         """Rows [begin, end) of the tensor, all its leading dimensions taken as one."""
 
     def read(self, begin: int, out: memoryview) -> None:
