@@ -160,6 +160,13 @@ def fp8(n: int = 200, k: int = 300, block: int = 128, seed: int = 0) -> Made:
     return Made(config, {"weight": codes, "weight_scale_inv": scale}, codes.float() * spread)
 
 
+def fp8_one_scale(n: int = 20, k: int = 30, seed: int = 0) -> Made:
+    """As AutoFP8 saves it, with the scale of the activations beside it."""
+    codes = (torch.randn((n, k), generator=_rng(seed)) * 30).to(torch.float8_e4m3fn)
+    parts = {"weight": codes, "weight_scale": torch.tensor(0.0123), "input_scale": torch.tensor(0.5)}
+    return Made({"quant_method": "fp8", "activation_scheme": "static"}, parts, codes.float() * parts["weight_scale"])
+
+
 def bnb4(kind: str = "nf4", block: int = 64, nested: bool = False, n: int = 24, k: int = 128, seed: int = 0) -> Made:
     import bitsandbytes.functional as bnb
 

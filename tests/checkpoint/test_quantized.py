@@ -34,6 +34,7 @@ CASES: dict[str, Callable[[], Made]] = {
        for how in ("tensor", "channel", "block")},
     "fp8": files.fp8,
     "fp8, blocks of 32": lambda: files.fp8(block=32),
+    "fp8, one scale": lambda: files.fp8_one_scale(),
     **{f"bitsandbytes {kind}, block {block}, nested {nested}": lambda k=kind, b=block, d=nested: files.bnb4(k, b, d)
        for kind in ("nf4", "fp4") for block in (64, 128) for nested in (False, True)},
     "bitsandbytes nf4, blocks across rows": lambda: files.bnb4(k=48, n=32),

@@ -97,6 +97,20 @@ def test_model_gives_the_bits_of_its_decoded_values(name: str, tmp_path: Path) -
     assert found["source_bytes"] < found["held_bytes"]
 
 
+def test_bias_of_zeros_beside_a_quantized_weight_is_left_out(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = _write(tmp_path / "q", MAKERS["gptq"])
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.mlp.down_proj.bias"
+    save_file({**tensors, name: torch.zeros(E)}, path)
+    assert load(folder).ignored == [name]
+    save_file({**tensors, name: torch.ones(E)}, path)
+    with pytest.raises(CheckpointError, match=f"tensor {name} has no place"):
+        load(folder)
+
+
 def test_gpt_oss_in_mxfp4_is_the_transposed_float_model(tmp_path: Path) -> None:
     import sys
 

@@ -20,6 +20,8 @@ from fastllm.checkpoint.gguf import reader as gguf_reader
 from fastllm.checkpoint.index import open_checkpoint
 from fastllm.checkpoint.packing import FLOATS, Weights, pack
 from fastllm.checkpoint.quantized import Quantization, Source, decode, total_of
+from fastllm.checkpoint.quantized.tensor import QuantizedTensor
+from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
 from fastllm.models.fills import Fill
 
@@ -100,6 +102,14 @@ def _match(rules: Any, tensors: dict[str, Source], folder: Path) -> list[tuple[F
     return fills
 
 
+def _is_idle(name: str, tensors: dict[str, Source]) -> bool:
+    """The bias of zeros that GPTQ tools save beside every quantized weight, whether the model has one or not."""
+    bias = tensors[name]
+    if not name.endswith(".bias") or not isinstance(tensors.get(f"{name[:-4]}weight"), QuantizedTensor):
+        return False
+    return isinstance(bias, Tensor) and bias.num_bytes < 1 << 24 and not any(bias.bytes())
+
+
 def _left_over(used: set[str], tensors: dict[str, Source], ignore: list[str], folder: Path) -> list[str]:
     ignorable = [re.compile(pattern) for pattern in ignore]
     ignored: list[str] = []
@@ -107,7 +117,7 @@ def _left_over(used: set[str], tensors: dict[str, Source], ignore: list[str], fo
     for name in tensors:
         if name in used:
             continue
-        known = _BUFFERS.search(name) or any(pattern.match(name) for pattern in ignorable)
+        known = _BUFFERS.search(name) or any(pattern.match(name) for pattern in ignorable) or _is_idle(name, tensors)
         (ignored if known else unknown).append(name)
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""

@@ -30,7 +30,7 @@ from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
 
 TABLES = {"I8": SIGNED, "F8_E4M3": E4M3}
-SUFFIXES = ("weight_scale_inv", "input_scale", "activation_scale")  # activations stay in float here
+SUFFIXES = ("weight_scale_inv", "weight_scale", "input_scale", "activation_scale")  # activations stay in float here
 
 
 class ScaledTensor(QuantizedTensor):
@@ -91,11 +91,11 @@ def block_size(config: Config, key: str) -> tuple[int, int] | None:
 
 
 def read(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, QuantizedTensor]:
-    """HF's method "fp8". `config` is quantization_config."""
+    """HF's method "fp8": weight_scale_inv, or weight_scale as AutoFP8 has it. `config` is quantization_config."""
     block = block_size(config, "weight_block_size")
     found: dict[str, QuantizedTensor] = {}
-    for name in [name for name in tensors if name.endswith(".weight_scale_inv")]:
-        weight_name = name.removesuffix("_scale_inv")
+    for name in [name for name in tensors if name.endswith((".weight_scale_inv", ".weight_scale"))]:
+        weight_name = name.removesuffix("_inv").removesuffix("_scale")
         weight = find_part(tensors, weight_name, ("F8_E4M3",))
         scale = find_part(tensors, name, FLOAT_DTYPES)
         found[weight_name] = ScaledTensor(weight_name, block_of(weight, scale, block), weight, scale)
