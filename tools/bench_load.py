@@ -1,6 +1,6 @@
 """Speed and peak memory of loading a checkpoint: writes one of random bf16 weights, loads it in a fresh process.
 
-    python tools/bench_load.py [--gigabytes 1.0] [--threads 1 2] [--folder DIR]
+    python tools/bench_load.py [--gigabytes 1.0] [--threads 1 2] [--format bf16|gptq] [--folder DIR]
 
 One load before is not counted, so that the figures are of a warm page cache. Peak is VmHWM of the loading process less
 what it had before; 1.00 of the weights plus a few blocks is what the loader aims at.
@@ -21,8 +21,8 @@ import numpy as np
 E, F, V, HEADS, KV_HEADS, D = 2048, 6144, 65536, 16, 4, 128
 
 
-def write(folder: Path, target_bytes: float) -> int:
-    """A Llama of about that many bytes; returns the bytes of its tensors."""
+def write(folder: Path, target_bytes: float, layout: str = "bf16") -> int:
+    """A Llama of about that many bytes in bf16; returns the bytes of its tensors."""
     layer = {
         "input_layernorm": (E,), "post_attention_layernorm": (E,),
         "self_attn.q_proj": (HEADS * D, E), "self_attn.k_proj": (KV_HEADS * D, E),
@@ -39,20 +39,38 @@ def write(folder: Path, target_bytes: float) -> int:
         "num_hidden_layers": num_layers, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": D,
         "max_position_embeddings": 4096, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
     }  # fmt: skip
+    entries = {name: ("BF16", shape) for name, shape in shapes.items()}
+    if layout == "gptq":
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+        entries = _as_gptq(shapes)
     (folder / "config.json").write_text(json.dumps(config))
     header, end = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+    for name, (dtype, shape) in entries.items():
+        size = {"BF16": 2, "F16": 2, "I32": 4}[dtype] * int(np.prod(shape))
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
-    # bf16 in [0.5, 1): random mantissas, one exponent.
+    # bf16 in [0.5, 1): random mantissas, one exponent. Finite as float16 as well.
     noise = np.random.default_rng(0).integers(0x3F00, 0x3F80, size=8 << 20, dtype=np.uint16).tobytes()
     with open(folder / "model.safetensors", "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for begin in range(0, end, len(noise)):
             file.write(noise[: end - begin])
     return end
+
+
+def _as_gptq(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The projections in 4 bits and groups of 128."""
+    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if not name.endswith("proj.weight"):
+            entries[name] = ("BF16", shape)
+            continue
+        module, (rows, cols) = name.removesuffix("weight"), shape
+        entries[f"{module}qweight"] = ("I32", (cols // 8, rows))
+        entries[f"{module}qzeros"] = ("I32", (cols // 128, rows // 8))
+        entries[f"{module}scales"] = ("F16", (cols // 128, rows))
+    return entries
 
 
 def _status(key: str) -> int:
@@ -80,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--format", choices=["bf16", "gptq"], default="bf16")
     parser.add_argument("--folder", help="where to write the checkpoint; a temporary folder by default")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # the child process
     args = parser.parse_args()
@@ -87,7 +106,7 @@ def main() -> None:
         print(json.dumps(load(args.load, args.threads[0])))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        size = write(Path(name), args.gigabytes * 1e9)
+        size = write(Path(name), args.gigabytes * 1e9, args.format)
         for i, num_threads in enumerate([1, *args.threads]):
             command = [sys.executable, __file__, "--load", name, "--threads", str(num_threads)]
             found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
