@@ -54,7 +54,7 @@ $(VENV)/.dev: $(VENV)/bin/python
 
 SECONDS ?= 60
 fuzz: $(VENV)/.test
-	for target in safetensors config tokenizer index gguf; do \
+	for target in safetensors config tokenizer index gguf quantized; do \
 	  $(BIN)/python tests/fuzz/fuzz.py $$target --seconds $(SECONDS) || exit 1; done
 
 clean:

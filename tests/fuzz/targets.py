@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import safetensors as reference
+from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 import corruptions
+import quantized_files
 import tiny
 import tiny_gguf
 
@@ -26,6 +28,8 @@ from fastllm.checkpoint import safetensors
 from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.gguf import reader, text
 from fastllm.checkpoint.loader import load
+from fastllm.checkpoint.quantized import decode
+from fastllm.checkpoint.quantized.tensor import QuantizedTensor
 from fastllm.text.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -88,6 +92,20 @@ def gguf_file(data: bytes) -> None:
     plan.fill(_Nothing())
 
 
+def quantized_file(data: bytes) -> None:
+    """A safetensors file with the parts of quantized weights, read as each format."""
+    path = _folder().put("fuzz.safetensors", data) / "fuzz.safetensors"
+    tensors = safetensors.read(path)
+    for config in QUANTIZATIONS:
+        try:
+            sources, _ = decode(Config({"quantization_config": config}, str(path)), tensors)
+            for source in sources.values():
+                if isinstance(source, QuantizedTensor):
+                    source.read(0, memoryview(bytearray(4 * source.num_elements)))
+        except (fastllm.CheckpointError, fastllm.UnsupportedModelError):
+            pass
+
+
 class _Nothing:
     """Takes weights and forgets them."""
 
@@ -101,9 +119,19 @@ def _bytes_of(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+QUANTIZATIONS = [
+    {"quant_method": "gptq", "bits": 4, "group_size": 32}, {"quant_method": "awq", "bits": 4, "group_size": 32},
+    *({"quant_method": method} for method in ("compressed-tensors", "fp8", "bitsandbytes", "mxfp4")),
+]  # fmt: skip
+
+
+def _quantized(make: Callable[[], quantized_files.Made]) -> bytes:
+    return save({f"m.{name}": part.contiguous() for name, part in make().parts.items()})
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": safetensors_file, "config": config_json, "tokenizer": tokenizer_json, "index": index_json,
-    "gguf": gguf_file,
+    "gguf": gguf_file, "quantized": quantized_file,
 }  # fmt: skip
 
 
@@ -118,6 +146,9 @@ def seeds(target: str) -> list[bytes]:
         ],
         "tokenizer": lambda: [_bytes_of(corruptions.TOKENIZER)],
         "index": lambda: [(_folder(sharded=True).path / INDEX).read_bytes()],
+        "quantized": lambda: [_quantized(make) for make in (quantized_files.gptq, quantized_files.awq,
+                              quantized_files.compressed_packed, quantized_files.fp8_one_scale,
+                              lambda: quantized_files.bnb4(nested=True), quantized_files.mxfp4)],
         "gguf": lambda: [tiny_gguf.write(_folder().path).read_bytes()],
     }[target]()  # fmt: skip
     kept = sorted((Path(__file__).parent / "seeds").glob(f"{target}-*"))

@@ -129,7 +129,8 @@ FORMATS: dict[str, Callable[[U8], Parts]] = {
 
 def rows_of(name: str, data: U8, num_rows: int, block_bytes: int) -> QuantizedRows:
     """Bytes of whole rows. Raises CheckpointError for scales that are not finite."""
-    codes, table, scales, offsets = FORMATS[name](data.reshape(-1, block_bytes))
+    with np.errstate(invalid="ignore"):  # infinite times 0: refused below
+        codes, table, scales, offsets = FORMATS[name](data.reshape(-1, block_bytes))
     if not np.isfinite(scales).all() or (offsets is not None and not np.isfinite(offsets).all()):
         raise CheckpointError("a scale is not a finite number")
     return QuantizedRows(

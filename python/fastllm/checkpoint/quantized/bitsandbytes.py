@@ -70,7 +70,11 @@ class FourBitTensor(QuantizedTensor):
         codes = array_of(self._absmax, np.uint8).reshape(-1)
         blocks = np.arange(len(codes)) // self._nested_size
         # Two roundings to float32, as in the library.
-        return table, nested_map[codes] * nested_absmax[blocks] + np.float32(self._offset)
+        with np.errstate(over="ignore"):
+            absmax = nested_map[codes] * nested_absmax[blocks] + np.float32(self._offset)
+        if not np.isfinite(absmax).all():
+            raise CheckpointError(f"{self._absmax.where}: with its second quantization it is not finite")
+        return table, absmax
 
     def rows(self, loaded: Any, begin: int, end: int) -> QuantizedRows:
         table, absmax = loaded
