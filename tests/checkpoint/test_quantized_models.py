@@ -239,7 +239,7 @@ BAD: list[tuple[str, str, Edit, str]] = [
     *[("nf4", f"offset {s}", _state(nested_offset=s), "nested_offset") for s in (NAN, INF, "x", None)],
     ("nf4", "type", _state(quant_type="fp4"), "quant_type"),
     ("nf4", "absmax that overflows", lambda p, c: (
-        p["weight.nested_absmax"].fill_(3e38), p["weight.nested_quant_map"].fill_(10.0)), "weight.absmax: with its second"),
+        p["weight.nested_absmax"].fill_(3e38), p["weight.nested_quant_map"].fill_(10.0)), "absmax: with its second"),
     ("nf4", "map", _put("weight.quant_map", _poison(NAN)), "quant_map: element 3 is nan"),
     ("nf4", "weight cut", _put("weight", lambda t: t[:-1]), "m.weight: has"),
     ("bnb8", "no SCB", _drop("SCB"), "no tensor is quantized|are missing"),
