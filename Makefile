@@ -3,6 +3,7 @@
 # make lint      ruff, mypy, clang-format
 # make stubs     type stubs of the native module, after a change of its bindings
 # make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
+# make fuzz      each parser for a minute (SECONDS=600 for longer), with atheris if it is installed
 # make bench     speed of this machine and share of its limits
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint stubs sanitize bench clean
+.PHONY: demo test lint stubs sanitize fuzz bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --temperature 0.8 --seed 0 --stream
@@ -50,6 +51,11 @@ $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 $(VENV)/.dev: $(VENV)/bin/python
 	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy jinja2 typer rich tokenizers huggingface_hub
 	touch $@
+
+SECONDS ?= 60
+fuzz: $(VENV)/.test
+	for target in safetensors config tokenizer index gguf quantized; do \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target --seconds $(SECONDS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist

@@ -13,6 +13,7 @@ NB_MODULE(_core, m) {
   fastllm::bind_text(m);
   fastllm::bind_spec(m);
   fastllm::bind_engine(m);
+  fastllm::bind_checkpoint(m);
   fastllm::bind_model(m);
   fastllm::bind_fault(m);
 }

@@ -56,17 +56,37 @@ To convert(From x) {
 }
 
 // Columns are taken in blocks, so that the lines of a panel are written while they are in the first cache.
+constexpr int64_t kPackColumns = 64;
+
 template <class To, class From>
 void pack_panel(To* panel, const WeightSlice& slice, int64_t first, int64_t row_begin, int64_t row_end,
                 int64_t num_cols) {
-  constexpr int64_t kBlock = 64;
-  for (int64_t k_begin = 0; k_begin < num_cols; k_begin += kBlock) {
-    const int64_t k_end = std::min(k_begin + kBlock, num_cols);
+  for (int64_t k_begin = 0; k_begin < num_cols; k_begin += kPackColumns) {
+    const int64_t k_end = std::min(k_begin + kPackColumns, num_cols);
     for (int64_t row = row_begin; row < row_end; ++row) {
       const From* from = static_cast<const From*>(slice.data) + (first + row - row_begin) * slice.row_stride;
       for (int64_t k = k_begin; k < k_end; ++k) {
         panel[panel_index<To>(row, k)] = convert<To>(from[k * slice.col_stride]);
       }
+    }
+  }
+}
+
+// The case of nearly every checkpoint, rows that lie in one piece into bf16 panels: two columns are one 32-bit unit of
+// the panel, which is the transpose of its rows in such units.
+template <class From>
+void pack_panel_pairs(fastllm::bf16* panel, const WeightSlice& slice, int64_t first, int64_t row_begin, int64_t row_end,
+                      int64_t num_cols) {
+  for (int64_t k_begin = 0; k_begin < num_cols; k_begin += kPackColumns) {
+    const int64_t count = std::min(kPackColumns, num_cols - k_begin);
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      const From* from = static_cast<const From*>(slice.data) + (first + row - row_begin) * slice.row_stride + k_begin;
+      fastllm::bf16* to = panel + panel_index<fastllm::bf16>(row, k_begin);
+      for (int64_t k = 0; k + 2 <= count; k += 2) {
+        const fastllm::bf16 pair[2] = {convert<fastllm::bf16>(from[k]), convert<fastllm::bf16>(from[k + 1])};
+        std::memcpy(to + k * kPanelRows, pair, sizeof(pair));
+      }
+      if (count % 2 != 0) to[(count - 1) * kPanelRows] = convert<fastllm::bf16>(from[count - 1]);
     }
   }
 }
@@ -90,7 +110,12 @@ void CpuBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
         const int64_t begin = row % kPanelRows;
         const int64_t end = std::min(kPanelRows, begin + slice.num_rows - i);
         To* panel = reinterpret_cast<To*>(matrix + row / kPanelRows * layout.panel_bytes);
-        pack_panel<To, From>(panel, slice, i, begin, end, to.desc.k);
+        bool is_packed = false;
+        if constexpr (std::is_same_v<To, fastllm::bf16>) {
+          is_packed = slice.col_stride == 1;
+          if (is_packed) pack_panel_pairs<From>(panel, slice, i, begin, end, to.desc.k);
+        }
+        if (!is_packed) pack_panel<To, From>(panel, slice, i, begin, end, to.desc.k);
         i += end - begin;
       }
     });

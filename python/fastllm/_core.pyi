@@ -357,6 +357,16 @@ class Engine:
     @property
     def is_closed(self) -> bool: ...
 
+def dequantize(codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], table: Annotated[NDArray[numpy.float32], dict(shape=(256), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], *, zeros: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None, offsets: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None, group_size: int = 0, group_of: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, factor: float = 1.0) -> None:
+    """
+    out[r, k] = ((table[codes[r, k]] - zeros[r, g]) * scales[r, g] - offsets[r, g]) * factor, g = group_of[k] or k // group_size; each operation rounds once to float32.
+    """
+
+def unpack_codes(words: Annotated[NDArray[numpy.uint32], dict(shape=(None, None), device='cpu', writable=False)], out: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')], *, bits: int, positions: Sequence[int], packs_rows: bool, transpose: bool) -> None:
+    """
+    Codes of 4 or 8 bits out of 32-bit words; code j of a word lies at bit positions[j] * bits. A word holds codes of consecutive rows or columns; `out` is the matrix of codes or its transpose.
+    """
+
 class Model:
     """A model on a device: plan its memory, fill its weights, start engines."""
 

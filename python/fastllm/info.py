@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastllm import _core
-from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.memory import available_bytes, format_bytes
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
 def machine_info(*, num_threads: int | None = None, measure: bool = True) -> dict[str, Any]:
@@ -31,21 +32,28 @@ def machine_info(*, num_threads: int | None = None, measure: bool = True) -> dic
 def checkpoint_info(model: str | None) -> dict[str, Any]:
     """Architecture, parameters and size of a checkpoint, from its headers."""
     from fastllm import models
-    from fastllm.checkpoint.index import open_checkpoint
+    from fastllm.checkpoint import loader
+    from fastllm.checkpoint.config import Config
 
     folder = resolve(model or DEMO_MODEL)
-    config = Config.load(folder)
-    spec = models.family_of(config).spec(config, None)
-    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-    tensors = open_checkpoint(folder) if has_weights else {}
-    parameters = sum(t.num_elements for t in tensors.values())
+    # A folder with no more than a config.json describes a shape, as for load_format="dummy".
+    has_weights = folder.is_file() or any(path.suffix in _WEIGHTS for path in folder.iterdir())
+    plan = loader.load(folder) if has_weights else None
+    if plan is not None:
+        spec = plan.spec
+    else:
+        config = Config.load(folder)
+        spec = models.family_of(config).spec(config, None)
+    fills = plan.fills if plan is not None else []
+    tensors = {id(tensor): tensor for _, tensor in fills}
     return {
         "path": str(folder),
         "architecture": spec.architecture,
         "layers": len(spec.layers),
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
-        "parameters": parameters if has_weights else None,
-        "bytes": format_bytes(sum(t.data.nbytes for t in tensors.values())) if has_weights else "no weights here",
+        "parameters": sum(fill.num_elements for fill, _ in fills) if plan is not None else None,
+        "bytes": format_bytes(sum(t.num_bytes for t in tensors.values())) if plan is not None else "no weights here",
         "dtypes": sorted({t.dtype for t in tensors.values()}),
+        "quantization": plan.quantization.method if plan is not None and plan.quantization is not None else None,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
+import logging
 import os
 import threading
 import weakref
@@ -18,6 +19,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from fastllm import _core, memory, models
 from fastllm.checkpoint import loader
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.files import TOKENIZER_FILES, check_text_files, read_json_object
+from fastllm.checkpoint.gguf.text import text_folder
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
@@ -28,6 +31,7 @@ from fastllm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
+_log = logging.getLogger("fastllm")
 LOAD_FORMATS = ("auto", "dummy")
 
 
@@ -83,16 +87,20 @@ class Runtime:
             plan = loader.load(folder, max_model_len=options.max_model_len)
             config, spec, checkpoint_dtype = plan.config, plan.spec, plan.dtype
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
+        self.quantization: dict[str, Any] | None = None
+        if plan is not None and plan.quantization is not None:
+            self.quantization = plan.quantization.describe(self.dtype)
+            _log.info("%s: %s", folder, plan.quantization.sentence(self.dtype))
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
         self._vocab_size: int = spec.vocab_size
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
-        if not options.skip_tokenizer_init and (options.tokenizer is not None or not is_dummy):
-            text_folder = Path(options.tokenizer or folder)
-            self.tokenizer = Tokenizer.load(text_folder)
-            self.chat_template = load_chat_template(text_folder if is_dummy else folder)
-        self.eos_token_ids = _eos_ids(folder, config, self.tokenizer)
+        with text_folder(folder) as texts:
+            if not options.skip_tokenizer_init:
+                self.tokenizer = _load_tokenizer(texts, options.tokenizer)
+                self.chat_template = load_chat_template(texts)
+            self.eos_token_ids = _eos_ids(texts, config, self.tokenizer)
 
         native = _core.Model(spec, device=options.device, num_threads=options.num_threads or 0, dtype=self.dtype)
         self._plan_sizes(native)
@@ -155,6 +163,7 @@ class Runtime:
             "isa": isa or None,
             "num_threads": self._num_threads,
             "dtype": self.dtype,
+            "quantization": self.quantization,
             "kv_cache_dtype": self.kv_dtype,
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.options.max_num_seqs,
@@ -223,7 +232,13 @@ class Runtime:
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise InvalidRequestError("this engine has no tokenizer; give prompts as token ids")
+            if self.options.skip_tokenizer_init:
+                raise InvalidRequestError(
+                    "this engine has no tokenizer (skip_tokenizer_init); give prompts as token ids"
+                )
+            raise InvalidRequestError(
+                f"{self.folder}: has no {' or '.join(TOKENIZER_FILES)}; give prompts as token ids, or tokenizer=FOLDER"
+            )
         return self.tokenizer
 
     def submit(
@@ -390,10 +405,18 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
+    """That of the model folder, if it has one, or of the folder that the user names."""
+    check_text_files(folder)
+    if given is not None:
+        check_text_files(Path(given))
+        return Tokenizer.load(Path(given))
+    has_one = any((folder / name).exists() for name in TOKENIZER_FILES)
+    return Tokenizer.load(folder) if has_one else None
+
+
 def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[int]:
     """End-of-sequence ids: generation_config.json, else config.json, else the tokenizer's."""
-    from fastllm.checkpoint.files import read_json_object
-
     found: Any = None
     if (folder / "generation_config.json").exists():
         found = read_json_object(folder, "generation_config.json").get("eos_token_id")
@@ -404,7 +427,7 @@ def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[
         found = tokenizer.eos_token_id
     ids = found if isinstance(found, list) else [] if found is None else [found]
     for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
             raise CheckpointError(f"{folder}: eos_token_id: {token!r} is not a token id")
     return sorted(set(ids))
 
@@ -413,7 +436,7 @@ def _fill(plan: loader.LoadPlan, native: Any, show_progress: bool) -> None:
     columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show_progress) as bar:
         task = bar.add_task("weights", total=None)
-        plan.fill(native, lambda done, total: bar.update(task, completed=done, total=total))
+        plan.fill(native, lambda done, total: bar.update(task, completed=done, total=total), native.num_threads)
 
 
 class RequestState:

@@ -11,6 +11,11 @@ from typing import Any
 from fastllm.errors import CheckpointError
 
 MAX_JSON_BYTES = 100 << 20
+# What the text side reads from a model folder.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TEXT_FILES = (*TOKENIZER_FILES, "tokenizer_config.json", "added_tokens.json", "chat_template.jinja",
+              "chat_template.json", "generation_config.json")  # fmt: skip
+MAX_TEXT_FILE_BYTES = 200 << 20
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
@@ -24,7 +29,7 @@ def safe_path(folder: Path, name: str) -> Path:
     try:
         root = folder.resolve()
         real = (root / name).resolve()
-    except (OSError, RuntimeError) as e:  # a link to itself, a name too long
+    except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name too long or that is no text
         raise CheckpointError(f"{folder / name[:200]}: cannot be resolved: {e}") from e
     allowed = [root]
     repo = root.parent.parent
@@ -52,6 +57,46 @@ def open_regular(path: Path) -> tuple[int, int]:
     return fd, info.st_size
 
 
+def check_text_files(folder: Path) -> None:
+    """Refuses a FIFO, a device, a giant or a link out of the folder where a file of tokenizer or template should be."""
+    for name in TEXT_FILES:
+        if os.path.lexists(folder / name):
+            fd, size = open_regular(safe_path(folder, name))
+            os.close(fd)
+            if size > MAX_TEXT_FILE_BYTES:
+                raise CheckpointError(f"{folder / name}: has {size} bytes, at most {MAX_TEXT_FILE_BYTES} are read")
+
+
+class InputFile:
+    """A regular file that stays open for reading at offsets, from any thread."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._fd = -1
+        self.label = label
+        self._fd, self.size = open_regular(path)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """All of `out`, or CheckpointError: the disk failed, or the file has become shorter."""
+        done = 0
+        while done < len(out):
+            try:
+                count = os.preadv(self._fd, [out[done:]], offset + done)
+            except (OSError, OverflowError) as e:
+                raise CheckpointError(f"{self.label}: cannot be read at byte {offset + done}: {e}") from e
+            if count == 0:
+                raise CheckpointError(f"{self.label}: ends at byte {offset + done}; was it changed while it was read?")
+            done += count
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = bytearray(size)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+
 def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """object_pairs_hook for json: a key given twice means two readers may see two files."""
     result = dict(pairs)
@@ -65,6 +110,8 @@ def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text: ValueError
     except RecursionError:
         raise CheckpointError(f"{where}: JSON is nested too deeply") from None
     except ValueError as e:  # bad UTF-8, bad JSON, duplicate keys, numbers of thousands of digits

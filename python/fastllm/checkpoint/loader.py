@@ -11,30 +11,22 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastllm import models
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.gguf import model as gguf
+from fastllm.checkpoint.gguf import reader as gguf_reader
 from fastllm.checkpoint.index import open_checkpoint
+from fastllm.checkpoint.packing import FLOATS, Weights, pack
+from fastllm.checkpoint.quantized import Quantization, Source, decode, total_of
+from fastllm.checkpoint.quantized.tensor import QuantizedTensor
 from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
-from fastllm.models.fills import Fill, MatrixFill
+from fastllm.models.fills import Fill
 
-# Type in the file -> (name in the core, bytes).
-FLOATS = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
 # Buffers of old transformers versions, computed here from config.json.
 _BUFFERS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
-
-
-class Weights(Protocol):
-    """What the native ModelWeights offers."""
-
-    def fill_matrix(
-        self, name: str, address: int, dtype: str, num_rows: int, num_cols: int, row_stride: int, col_stride: int,
-        row_begin: int, expert: int,
-    ) -> None: ...  # fmt: skip
-    def fill_vector(self, name: str, address: int, dtype: str, count: int, stride: int, offset: int) -> None: ...
-    def unfilled(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -44,57 +36,44 @@ class LoadPlan:
     folder: Path
     config: Config
     spec: Any  # _core.ModelSpec
-    fills: list[tuple[Fill, Tensor]]
+    fills: list[tuple[Fill, Source]]
     ignored: list[str]
+    quantization: Quantization | None = None
 
     @property
     def dtype(self) -> str:
         """Type of the checkpoint: what config.json says, else that of its first matrix."""
         return self.config.dtype or FLOATS[self.fills[0][1].dtype][0]
 
-    def fill(self, weights: Weights, progress: Callable[[int, int], None] | None = None) -> None:
-        """Packs every tensor. `progress(done, total)` is told bytes."""
-        total = sum(fill.num_elements * FLOATS[tensor.dtype][1] for fill, tensor in self.fills)
-        done = 0
-        for fill, tensor in self.fills:
-            dtype, size = FLOATS[tensor.dtype]
-            address = tensor.address + fill.start * size
-            try:
-                if isinstance(fill, MatrixFill):
-                    weights.fill_matrix(
-                        name=fill.slot, address=address, dtype=dtype, num_rows=fill.num_rows, num_cols=fill.num_cols,
-                        row_stride=fill.row_stride, col_stride=fill.col_stride, row_begin=fill.row_begin,
-                        expert=fill.expert,
-                    )  # fmt: skip
-                else:
-                    weights.fill_vector(
-                        name=fill.slot, address=address, dtype=dtype, count=fill.count, stride=fill.stride,
-                        offset=fill.offset,
-                    )  # fmt: skip
-            except CheckpointError as e:
-                raise CheckpointError(f"{tensor.where}: {e}") from e
-            done += fill.num_elements * size
-            if progress is not None:
-                progress(done, total)
+    def fill(self, weights: Weights, progress: Callable[[int, int], None] | None = None, num_threads: int = 1) -> None:
+        """Packs every tensor. `progress(done, total)` is told bytes of the source, on the calling thread."""
+        pack(self.fills, weights, progress, num_threads)
         if missing := weights.unfilled():
             raise CheckpointError(f"{self.folder}: weights are incomplete: {', '.join(missing[:5])}")
 
 
 def load(folder: Path, *, max_model_len: int | None = None) -> LoadPlan:
     """Reads config.json and the headers of the weights in `folder`; raises CheckpointError or UnsupportedModelError."""
-    config = Config.load(folder)
+    if (gguf_path := gguf.find(folder)) is not None:
+        file = gguf_reader.read(gguf_path)
+        config = gguf.config_of(file)
+    else:
+        config = Config.load(folder)
     family = models.family_of(config)
-    models.refuse_quantized(config)
     spec = family.spec(config, max_model_len)
-    tensors = open_checkpoint(folder)
+    quantization: Quantization | None
+    if gguf_path is not None:
+        tensors, quantization = total_of("gguf", gguf.sources(file, config))
+    else:
+        tensors, quantization = decode(config, open_checkpoint(folder))
     fills = _match(family.fills(config, tensors.keys()), tensors, folder)
     ignored = _left_over({fill.source for fill, _ in fills}, tensors, family.ignored(config), folder)
-    return LoadPlan(folder, config, spec, fills, ignored)
+    return LoadPlan(folder, config, spec, fills, ignored, quantization)
 
 
-def _match(rules: Any, tensors: dict[str, Tensor], folder: Path) -> list[tuple[Fill, Tensor]]:
+def _match(rules: Any, tensors: dict[str, Source], folder: Path) -> list[tuple[Fill, Source]]:
     """Pairs each rule with its tensor: present, a float, of the expected shape, every element taken exactly once."""
-    fills: list[tuple[Fill, Tensor]] = []
+    fills: list[tuple[Fill, Source]] = []
     missing: dict[str, None] = {}
     taken: dict[str, int] = {}
     for fill in rules:
@@ -123,18 +102,26 @@ def _match(rules: Any, tensors: dict[str, Tensor], folder: Path) -> list[tuple[F
     return fills
 
 
-def _left_over(used: set[str], tensors: dict[str, Tensor], ignore: list[str], folder: Path) -> list[str]:
+def _is_idle(name: str, tensors: dict[str, Source]) -> bool:
+    """The bias of zeros that GPTQ tools save beside every quantized weight, whether the model has one or not."""
+    bias = tensors[name]
+    if not name.endswith(".bias") or not isinstance(tensors.get(f"{name[:-4]}weight"), QuantizedTensor):
+        return False
+    return isinstance(bias, Tensor) and bias.num_bytes < 1 << 24 and not any(bias.bytes())
+
+
+def _left_over(used: set[str], tensors: dict[str, Source], ignore: list[str], folder: Path) -> list[str]:
     ignorable = [re.compile(pattern) for pattern in ignore]
     ignored: list[str] = []
     unknown: list[str] = []
     for name in tensors:
         if name in used:
             continue
-        known = _BUFFERS.search(name) or any(pattern.match(name) for pattern in ignorable)
+        known = _BUFFERS.search(name) or any(pattern.match(name) for pattern in ignorable) or _is_idle(name, tensors)
         (ignored if known else unknown).append(name)
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        file = tensors[unknown[0]].file
+        file = tensors[unknown[0]].file.label
         raise CheckpointError(
             f"{file}: tensor {', '.join(sorted(unknown)[:5])}{more} has no place in the model of config.json"
         )

@@ -1,4 +1,4 @@
-"""A model argument -> a local folder: a directory as it is, what looks like a hub id through huggingface_hub."""
+"""A model argument -> a local folder or GGUF file: those as they are, what looks like a hub id by huggingface_hub."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of `model`. HF_HOME and HF_HUB_OFFLINE mean what they mean everywhere else."""
+    """The folder (or GGUF file) of `model`. HF_HOME and HF_HUB_OFFLINE mean what they mean everywhere else."""
     try:
         path = Path(model).expanduser()
-        if path.is_dir():
+        if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
             return path
         exists = path.exists()
     except (OSError, ValueError, RuntimeError) as e:
         raise CheckpointError(f"model {str(model)[:200]!r}: {e}") from e
     if exists:
-        raise CheckpointError(f"{path}: is not a directory; give the folder that holds config.json")
+        raise CheckpointError(f"{path}: is not a directory; give the folder that holds config.json, or a .gguf file")
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model) or ".." in model:
         raise CheckpointError(f"{str(model)[:200]}: no such directory, and not the id of a hub repository (owner/name)")
     return _download(model, revision)

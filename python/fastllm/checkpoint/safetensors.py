@@ -1,21 +1,20 @@
 """Reader of safetensors files: 8 bytes of length N, N bytes of JSON header, tensor bytes.
 
-The file is mapped, and every rule of the format is checked against its size before any tensor is handed out: header at
-most 100 MB and a JSON object without duplicate keys, known dtypes, sizes not negative, product of sizes equal to the
-bytes spanned, spans contiguous from 0 to the end of the file without gaps or overlaps.
+Every rule of the format is checked against the size of the file before any tensor is handed out: header at most 100 MB
+and a JSON object without duplicate keys, known dtypes, sizes not negative, product of sizes equal to the bytes spanned,
+spans contiguous from 0 to the end of the file without gaps or overlaps.
+
+Bytes are read, not mapped: a file that is cut short or a disk that fails while we read gives an exception, where a
+mapping would kill the process, and no page of the source counts as memory of this process.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-import os
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import numpy as np
-
-from fastllm.checkpoint.files import open_regular, parse_json_object
+from fastllm.checkpoint.files import InputFile, parse_json_object
 from fastllm.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -32,17 +31,14 @@ BITS = {
 
 
 class Tensor(NamedTuple):
-    """A tensor as it lies in the mapped file. The view keeps the mapping alive."""
+    """Where a tensor lies in its file."""
 
-    file: str
+    file: InputFile
     name: str
     dtype: str  # as the file spells it: "F32", "BF16", ...
     shape: tuple[int, ...]
-    data: np.ndarray[Any, np.dtype[np.uint8]]
-
-    @property
-    def address(self) -> int:
-        return int(self.data.__array_interface__["data"][0])
+    begin: int  # bytes from the start of the file
+    num_bytes: int
 
     @property
     def num_elements(self) -> int:
@@ -50,7 +46,17 @@ class Tensor(NamedTuple):
 
     @property
     def where(self) -> str:
-        return f"{self.file}: tensor {self.name}"
+        return f"{self.file.label}: tensor {self.name}"
+
+    def read(self, begin: int, out: memoryview) -> None:
+        """Fills `out` with the bytes from element `begin` on. The type has whole bytes."""
+        self.file.read_into(self.begin + begin * BITS[self.dtype] // 8, out)
+
+    def bytes(self) -> bytearray:
+        """All of it."""
+        data = bytearray(self.num_bytes)
+        self.file.read_into(self.begin, memoryview(data))
+        return data
 
 
 def _is_size(value: object) -> bool:
@@ -84,21 +90,11 @@ def _check_entry(where: str, name: str, entry: Any, data_bytes: int) -> tuple[st
     return dtype, tuple(shape), begin, end
 
 
-def _map(path: Path) -> mmap.mmap:
-    fd, size = open_regular(path)
-    try:
-        if size < 8:
-            raise CheckpointError(f"{path}: has {size} bytes, a safetensors file has at least 8; is it truncated?")
-        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, OverflowError) as e:
-        raise CheckpointError(f"{path}: cannot be mapped ({size} bytes): {e}") from e
-    finally:
-        os.close(fd)
-
-
-def _read_header(mapped: mmap.mmap, where: str) -> tuple[dict[str, Any], int]:
-    size = len(mapped)
-    header_bytes = int.from_bytes(mapped[:8], "little")
+def _read_header(file: InputFile) -> tuple[dict[str, Any], int]:
+    where, size = file.label, file.size
+    if size < 8:
+        raise CheckpointError(f"{where}: has {size} bytes, a safetensors file has at least 8; is it truncated?")
+    header_bytes = int.from_bytes(file.read(0, 8), "little")
     if header_bytes > MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{where}: header length {header_bytes} exceeds {MAX_HEADER_BYTES} bytes; not safetensors?"
@@ -107,7 +103,7 @@ def _read_header(mapped: mmap.mmap, where: str) -> tuple[dict[str, Any], int]:
         raise CheckpointError(
             f"{where}: header length {header_bytes} exceeds the {size - 8} bytes that follow; is the file truncated?"
         )
-    text = mapped[8 : 8 + header_bytes]
+    text = file.read(8, header_bytes)
     if not text.startswith(b"{"):
         raise CheckpointError(f"{where}: the header does not begin with '{{'; not a safetensors file?")
     if text.count(b'"data_offsets"') > MAX_TENSORS:
@@ -122,18 +118,18 @@ def _read_header(mapped: mmap.mmap, where: str) -> tuple[dict[str, Any], int]:
 def read(path: Path, label: str | None = None) -> dict[str, Tensor]:
     """All tensors of a file by name. `label` is the file's name in messages (a hub cache's real path is a hash)."""
     where = label or str(path)
-    mapped = _map(path)
-    header, data_begin = _read_header(mapped, where)
-    whole = np.frombuffer(mapped, dtype=np.uint8)
+    file = InputFile(path, where)
+    header, data_begin = _read_header(file)
+    data_bytes = file.size - data_begin
 
     tensors: dict[str, Tensor] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
             raise CheckpointError(f"{where}: a tensor name has more than {MAX_NAME_BYTES} bytes: {name[:80]!r}...")
-        dtype, shape, begin, end = _check_entry(where, name, entry, len(whole) - data_begin)
+        dtype, shape, begin, end = _check_entry(where, name, entry, data_bytes)
         spans.append((begin, end, name))
-        tensors[name] = Tensor(where, name, dtype, shape, whole[data_begin + begin : data_begin + end])
+        tensors[name] = Tensor(file, name, dtype, shape, data_begin + begin, end - begin)
 
     covered = 0
     for begin, end, name in sorted(spans):
@@ -141,8 +137,8 @@ def read(path: Path, label: str | None = None) -> dict[str, Tensor]:
             kind = "overlaps the tensor before it" if begin < covered else "leaves a gap after the tensor before it"
             _refuse(where, name, f"begins at byte {begin} of the data, expected {covered}: {kind}")
         covered = end
-    if covered != len(mapped) - data_begin:
+    if covered != data_bytes:
         raise CheckpointError(
-            f"{where}: tensors span {covered} bytes of data, the file has {len(mapped) - data_begin}; is it truncated?"
+            f"{where}: tensors span {covered} bytes of data, the file has {data_bytes}; is it truncated?"
         )
     return tensors

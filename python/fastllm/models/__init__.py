@@ -40,14 +40,3 @@ def family_of(config: Config) -> ModuleType:
             f"{config.where}: architectures is {name[:100]!r}, which is not supported; known: {', '.join(FAMILIES)}"
         )
     return family
-
-
-def refuse_quantized(config: Config) -> None:
-    for section in (config, config.section("text_config")):
-        quantization = section.section("quantization_config") if section is not None else None
-        if quantization is not None:
-            method = str(quantization.optional("quant_method", "unknown"))[:100]
-            raise UnsupportedModelError(
-                f"{config.where}: quantization_config.quant_method is {method!r}: quantized checkpoints are not "
-                "supported yet; use the float32, bfloat16 or float16 one"
-            )

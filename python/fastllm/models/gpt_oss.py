@@ -1,7 +1,7 @@
 """gpt-oss: attention sinks, windows in every second layer, YaRN, and experts with biases and a clamped SwiGLU.
 
-Experts are saved transposed, all in one tensor, with gate and up columns interleaved: [X, E, 2F] and [X, F, E]. The
-MXFP4 form (..._blocks and ..._scales) is refused.
+Experts are saved transposed, all in one tensor, with gate and up columns interleaved: [X, E, 2F] and [X, F, E]. In the
+MXFP4 form (..._blocks) they are not transposed: [X, 2F, E] and [X, E, F].
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 from fastllm import _core
 from fastllm.checkpoint.config import Config
-from fastllm.errors import UnsupportedModelError
 from fastllm.models import common
 from fastllm.models.fills import Fill, matrix, stacked, stacked_vector, vector
 from fastllm.models.rope import read_rope
@@ -66,11 +65,6 @@ def spec(config: Config, max_model_len: int | None) -> Any:
 def fills(config: Config, names: Collection[str]) -> Iterator[Fill]:
     sizes, experts = sizes_of(config), num_experts(config)
     bias = config.bool("attention_bias", default=True)
-    if "model.layers.0.mlp.experts.gate_up_proj_blocks" in names:
-        raise UnsupportedModelError(
-            f"{config.where}: the experts are MXFP4 (tensors ..._blocks and ..._scales), which is not supported yet; "
-            "use a bfloat16 checkpoint"
-        )
     yield from common.embedding_fills(sizes)
     for i in range(sizes.layers):
         to, source = f"layers.{i}.", f"model.layers.{i}."
@@ -82,13 +76,17 @@ def fills(config: Config, names: Collection[str]) -> Iterator[Fill]:
         yield matrix(f"{to}router", f"{mlp}router.weight", experts, sizes.hidden)
         yield vector(f"{to}router_bias", f"{mlp}router.bias", experts)
         gate_up, down = f"{mlp}experts.gate_up_proj", f"{mlp}experts.down_proj"
-        yield from stacked(
-            f"{to}experts.gate_up", gate_up, experts, 2 * sizes.ffn, sizes.hidden, transposed=True, interleaved=True
-        )
+        for slot, source_name, rows, cols in (
+            ("gate_up", gate_up, 2 * sizes.ffn, sizes.hidden), ("down", down, sizes.hidden, sizes.ffn),
+        ):  # fmt: skip
+            is_mxfp4 = f"{source_name}_blocks" in names
+            yield from stacked(
+                f"{to}experts.{slot}", f"{source_name}_blocks" if is_mxfp4 else source_name, experts, rows, cols,
+                transposed=not is_mxfp4, interleaved=slot == "gate_up",
+            )  # fmt: skip
         yield from stacked_vector(
             f"{to}experts.gate_up_bias", f"{gate_up}_bias", experts, 2 * sizes.ffn, interleaved=True
         )
-        yield from stacked(f"{to}experts.down", down, experts, sizes.hidden, sizes.ffn, transposed=True)
         yield from stacked_vector(f"{to}experts.down_bias", f"{down}_bias", experts, sizes.hidden)
 
 

@@ -168,12 +168,12 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     else:
         tool_use = _read_source(folder / "additional_chat_templates" / "tool_use.jinja")
         named = {"default": source, "tool_use": tool_use}
+    for template in named.values():
+        if not isinstance(template, str | None):
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: chat_template is {type(template).__name__}")
     default, with_tools = named.get("default"), named.get("tool_use")
     if default is None:
         return None
-    for template in (default, with_tools):
-        if not isinstance(template, str | None):
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: chat_template is {type(template).__name__}")
     try:
         tokens = {name: text for name in SPECIAL_NAMES if (text := token_text(config.get(name)))}
         return ChatTemplate(default, tokens, with_tools)

@@ -107,8 +107,10 @@ class _JsonBackend(_Backend):
             raise CheckpointError(f"{path}: is not a regular file of at most {MAX_FILE_BYTES >> 20} MiB")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path}: {error}") from error
+        except BaseException as error:  # the library raises plain Exception; its panics are BaseException
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise CheckpointError(f"{path}: {error}") from error
+            raise
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         special = _special_tokens(config)
