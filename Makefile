@@ -48,7 +48,8 @@ $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python
-	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy jinja2 typer rich tokenizers huggingface_hub
+	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy jinja2 typer rich tokenizers huggingface_hub \
+	  starlette 'uvicorn[standard]' msgspec prometheus-client pyyaml
 	touch $@
 
 clean:

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from fastllm.cli import bench, chat, generate, info
+from fastllm.cli import bench, chat, generate, info, serve
 from fastllm.errors import FastLLMError, InvalidRequestError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.run)
 app.command("chat")(chat.run)
+app.command("serve")(serve.run)
 app.command("bench")(bench.run)
 app.command("info")(info.run)
 

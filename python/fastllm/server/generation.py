@@ -1,0 +1,225 @@
+"""Requests on the engine: submitted together, merged into one stream of deltas, aborted when nobody wants them.
+
+A request of the API is one engine request per prompt. Whatever ends its consumer (the client left, a deadline, an
+error of a sibling) closes the generators, and closing a generator aborts its engine request within a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastllm import CompletionOutput, Logprob, RequestOutput, SamplingParams
+from fastllm.errors import FastLLMError
+from fastllm.server.errors import ApiError, from_engine
+
+if TYPE_CHECKING:
+    from starlette.types import Receive
+
+    from fastllm.server.context import RequestContext
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delta:
+    """What one sequence has got since the last delta of it."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[dict[int, Logprob]] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+@dataclasses.dataclass(slots=True)
+class _Sequence:
+    num_chars: int = 0
+    num_tokens: int = 0
+    finished: bool = False
+
+
+class Generation:
+    """The engine requests of one API request.
+
+    Args:
+        prompts: token ids of each; sequence i of prompt p has the index ``p * n + i``.
+        renamed: engine's parameter name -> the endpoint's, for error texts.
+    """
+
+    def __init__(
+        self,
+        context: RequestContext,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        *,
+        priority: int | None = None,
+        cache_salt: str | None = None,
+        renamed: dict[str, str] | None = None,
+    ) -> None:
+        self._context = context
+        self._prompts = prompts
+        self._params = params
+        self._renamed = renamed
+        key = context.key
+        self._priority = (key.priority if key else 0) + (priority or 0)
+        # A key's own salt comes first: no client can reach the prefixes of another key.
+        self._salt = "".join((key.cache_salt + "/" if key and key.cache_salt else "", cache_salt or ""))
+        self.latest: list[RequestOutput | None] = [None] * len(prompts)
+
+    async def deltas(self) -> AsyncGenerator[list[Delta], None]:
+        """New text as it comes. Raises ApiError; before the first item if the engine refuses a request."""
+        sources = [self._one(i) for i in range(len(self._prompts))]
+        source = sources[0] if len(sources) == 1 else _merged(sources)
+        progress = [_Sequence() for _ in range(len(self._prompts) * self._params.n)]
+        async with contextlib.aclosing(source) as outputs:
+            async for number, output in outputs:
+                self.latest[number] = output
+                self._context.observe(number, output)
+                found = [
+                    delta
+                    for completion in output.outputs
+                    if (delta := _new(completion, number * self._params.n + completion.index, progress)) is not None
+                ]
+                if found:
+                    yield found
+
+    async def all(self) -> list[RequestOutput]:
+        """Waits for the end of all."""
+        async with contextlib.aclosing(self.deltas()) as deltas:
+            async for _ in deltas:
+                pass
+        return [output for output in self.latest if output is not None]
+
+    async def _one(self, number: int) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        try:
+            prompt = {"prompt_token_ids": self._prompts[number]}
+            outputs = self._context.llm.generate(prompt, self._params, priority=self._priority, cache_salt=self._salt)
+            async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
+                async for output in stream:
+                    yield number, output
+        except FastLLMError as error:
+            raise from_engine(error, self._renamed) from error
+        if any(c.finish_reason in ("abort", "error") for c in output.outputs):
+            raise ApiError(500, "the model failed on this request", code="engine_error")
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt) for prompt in self._prompts)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(output.metrics.num_generated_tokens for output in self.latest if output is not None)
+
+    def usage(self) -> dict[str, object]:
+        """Counts so far, as OpenAI writes them."""
+        generated = self.num_generated_tokens
+        cached = sum(output.metrics.num_cached_tokens for output in self.latest if output is not None)
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": generated,
+            "total_tokens": self.num_prompt_tokens + generated,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+def _new(completion: CompletionOutput, index: int, progress: list[_Sequence]) -> Delta | None:
+    seen = progress[index]
+    if seen.finished:
+        return None
+    if (
+        len(completion.text) == seen.num_chars
+        and len(completion.token_ids) == seen.num_tokens
+        and completion.finish_reason is None
+    ):
+        return None
+    delta = Delta(
+        index=index,
+        text=completion.text[seen.num_chars :],
+        token_ids=completion.token_ids[seen.num_tokens :],
+        logprobs=None if completion.logprobs is None else completion.logprobs[seen.num_tokens :],
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
+    )
+    seen.num_chars = len(completion.text)
+    seen.num_tokens = len(completion.token_ids)
+    seen.finished = completion.finish_reason is not None
+    return delta
+
+
+async def _merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """Items of all sources as they come. The first error ends all; a queue of one each keeps what waits small."""
+    queue: asyncio.Queue[tuple[T | None, BaseException | None]] = asyncio.Queue(maxsize=len(sources))
+
+    async def pump(source: AsyncGenerator[T, None]) -> None:
+        try:
+            async with contextlib.aclosing(source) as items:
+                async for item in items:
+                    await queue.put((item, None))
+            await queue.put((None, None))
+        except Exception as error:
+            await queue.put((None, error))
+
+    tasks = [asyncio.create_task(pump(source)) for source in sources]
+    try:
+        running = len(tasks)
+        while running:
+            item, error = await queue.get()
+            if error is not None:
+                raise error
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class ClientGoneError(Exception):
+    """The client has closed its connection."""
+
+
+async def until_gone(
+    receive: Receive,
+    work: Callable[[], Coroutine[Any, Any, T]],
+    deadline: float | None,
+    watcher: Callable[[], Coroutine[Any, Any, None]] | None = None,
+) -> T:
+    """Runs ``work``, and cancels it when the client leaves, ``deadline`` (of time.monotonic()) passes, or ``watcher``
+    ends.
+
+    Raises:
+        ClientGoneError, ApiError 504 after the deadline, or what ``watcher`` raised.
+    """
+    task = asyncio.create_task(work())
+    watches = [asyncio.create_task(_wait_until_gone(receive))]
+    if watcher is not None:
+        watches.append(asyncio.create_task(watcher()))
+    try:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        everything: list[asyncio.Task[Any]] = [task, *watches]
+        await asyncio.wait(everything, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if watches[0].done():
+            raise ClientGoneError
+        for watch in watches:
+            if watch.done():
+                watch.result()
+        raise ApiError(504, "the request did not finish within its time limit", code="request_timeout")
+    finally:
+        for one in (task, *watches):
+            one.cancel()
+        await asyncio.gather(task, *watches, return_exceptions=True)
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
