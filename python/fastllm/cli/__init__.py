@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from fastllm.cli import bench, chat, generate, info, serve
 from fastllm.errors import FastLLMError, InvalidRequestError
@@ -28,10 +29,10 @@ def main() -> None:
     try:
         app()
     except InvalidRequestError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", markup=True, highlight=False)
         sys.exit(2)
     except FastLLMError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", markup=True, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -74,6 +74,7 @@ def run(
     request_timeout: Annotated[float | None, typer.Option(help="Seconds for a whole request; none by default.")] = None,
     send_timeout: Annotated[float, typer.Option(help="Seconds until a client that reads nothing is cut off.")] = 60.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds for running requests after SIGTERM.")] = 30.0,
+    stall_timeout: Annotated[float, typer.Option(help="Seconds without a step until /health says 503.")] = 5.0,
     max_body_bytes: Annotated[int, typer.Option(help="Size of a request's body at most.")] = 4 << 20,
     max_connections: Annotated[int, typer.Option(help="Open connections at most.")] = 1024,
     enable_prompt_logprobs: Annotated[
@@ -118,6 +119,7 @@ def run(
         request_timeout_s=request_timeout,
         send_timeout_s=send_timeout,
         drain_timeout_s=drain_timeout,
+        stall_timeout_s=stall_timeout,
         max_body_bytes=max_body_bytes,
         max_connections=max_connections,
         enable_prompt_logprobs=enable_prompt_logprobs,

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -58,6 +59,14 @@ class ServerApp:
             },
             lifespan=self._lifespan,
         )
+        if config.allowed_origins:
+            starlette.add_middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-request-id"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
         self._app: ASGIApp = Guard(starlette, self.state, Limiter(config.api_keys))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

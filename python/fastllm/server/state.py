@@ -49,6 +49,8 @@ class ServerState:
         now = time.monotonic()
         has_work = stats["num_running"] + stats["num_waiting"] > 0
         if stats["num_steps"] != self.num_steps or not has_work:
+            if self.still_since is not None:
+                self.longest_step_s = max(self.longest_step_s, now - self.still_since)
             self.num_steps, self.still_since = stats["num_steps"], now if has_work else None
         elif self.still_since is None:
             self.still_since = now
@@ -61,6 +63,8 @@ class ServerState:
         if stats["num_failed_steps_in_a_row"] >= 3:
             return "the engine's last steps have failed"
         self.look()
-        if self.still_since is not None and time.monotonic() - self.still_since > self.config.stall_timeout_s:
+        # A large model on a small machine makes long steps: what it has shown to need is no standstill.
+        limit = max(self.config.stall_timeout_s, 4 * self.longest_step_s)
+        if self.still_since is not None and time.monotonic() - self.still_since > limit:
             return "the engine stands still"
         return None
