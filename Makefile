@@ -3,6 +3,7 @@
 # make lint      ruff, mypy, clang-format
 # make stubs     type stubs of the native module, after a change of its bindings
 # make sanitize  native tests under address + undefined, then thread sanitizers
+# make soak      the server's long tests
 # make bench     speed of this machine and share of its limits
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint stubs sanitize bench clean
+.PHONY: demo test lint stubs sanitize bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --temperature 0.8 --seed 0 --stream
@@ -31,6 +32,9 @@ stubs: $(VENV)/.test
 
 bench: $(VENV)/.installed
 	$(BIN)/fastllm bench
+
+soak: $(VENV)/.test
+	FASTLLM_FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/server -s
 
 sanitize:
 	tools/sanitize.sh

@@ -141,4 +141,4 @@ def test_without_the_extra_there_is_a_line_with_the_pip_command():
     block = "import sys; sys.modules['starlette'] = None; from fastllm.cli import main; main()"
     found = subprocess.run([sys.executable, "-c", block, "serve"], capture_output=True, text=True)
     assert found.returncode == 2 and "Traceback" not in found.stderr
-    assert "pip install 'fastllm-runtime[server]'" in found.stderr.replace("\n", " ")
+    assert "pip install 'fastllm-runtime[server]'" in " ".join(found.stderr.split())

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fastllm import AsyncLLM
-from fastllm.server import health, tokens
+from fastllm.server import dashboard, health, metrics, tokens
 from fastllm.server.answer import error_answer
 from fastllm.server.config import ServerConfig
 from fastllm.server.context import RequestContext
@@ -24,7 +24,6 @@ from fastllm.server.errors import ApiError, internal_error
 from fastllm.server.generation import ClientGoneError
 from fastllm.server.guard import Guard
 from fastllm.server.limits import Limiter
-from fastllm.server.observer import Observer
 from fastllm.server.openai import chat, completions, models
 from fastllm.server.state import ServerState
 
@@ -34,6 +33,9 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/health", health.health),
     ("GET", "/ready", health.ready),
     ("GET", "/version", health.version),
+    ("GET", "/metrics", metrics.metrics),
+    ("GET", "/dashboard", dashboard.page),
+    ("GET", "/dashboard/data", dashboard.data),
     ("GET", "/v1/models", models.list_models),
     ("GET", "/v1/models/{model:path}", models.show_model),
     ("POST", "/v1/completions", completions.create_completion),
@@ -46,8 +48,10 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
 class ServerApp:
     """The app, and its state for who embeds it."""
 
-    def __init__(self, llm: AsyncLLM, config: ServerConfig, observer: Observer | None = None) -> None:
-        self.state = ServerState(llm, config, observer or Observer())
+    def __init__(self, llm: AsyncLLM, config: ServerConfig) -> None:
+        self.metrics = metrics.Metrics()
+        self.state = ServerState(llm, config, self.metrics)
+        self.metrics.attach(self.state)
         routes = [Route(path, _named(path, endpoint), methods=[method]) for method, path, endpoint in ROUTES]
         starlette = Starlette(
             routes=routes,
@@ -87,9 +91,9 @@ class ServerApp:
             await asyncio.sleep(1)
 
 
-def create_app(llm: AsyncLLM, config: ServerConfig | None = None, observer: Observer | None = None) -> ServerApp:
+def create_app(llm: AsyncLLM, config: ServerConfig | None = None) -> ServerApp:
     """An ASGI app that serves ``llm``. The caller owns the engine and closes it."""
-    return ServerApp(llm, config or ServerConfig(), observer)
+    return ServerApp(llm, config or ServerConfig())
 
 
 def _named(path: str, endpoint: Endpoint) -> Endpoint:
