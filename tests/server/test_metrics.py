@@ -51,7 +51,8 @@ def test_counts_are_those_of_the_requests(server):
     assert grown("vllm:time_to_first_token_seconds_count") == grown("vllm:e2e_request_latency_seconds_count") == 2
     assert 0 < grown("vllm:e2e_request_latency_seconds_sum") <= seconds
     assert grown("vllm:request_generation_tokens_sum") == 40
-    assert 0 < grown("vllm:inter_token_latency_seconds_count") <= 40
+    # Tokens that come together have no time between them.
+    assert grown("vllm:inter_token_latency_seconds_count") <= 38
     assert grown("vllm:request_params_n_bucket{le=2}") == 2
     assert grown("fastllm:http_requests_total{endpoint=/v1/completions,method=POST,status=200}") == 2
     assert after["vllm:num_requests_running"] == after["fastllm:kv_blocks_used"] == 0
