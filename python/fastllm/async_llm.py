@@ -161,6 +161,12 @@ class AsyncLLM:
         return dict(self._runtime.engine.stats())
 
     @property
+    def chat_template(self) -> str | None:
+        """The Jinja text of the model's chat template, if it has one."""
+        template = self._runtime.chat_template
+        return None if template is None else template.source
+
+    @property
     def is_closed(self) -> bool:
         """True after ``close()``, or after the engine has ended by itself."""
         return bool(self._runtime.engine.is_closed)

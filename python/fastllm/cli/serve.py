@@ -80,6 +80,11 @@ def run(
     enable_prompt_logprobs: Annotated[
         bool, typer.Option("--enable-prompt-logprobs", help="Allow echo + logprobs.")
     ] = False,
+    tool_call_parser: Annotated[str, typer.Option(help="hermes, llama3_json, mistral, none, auto.")] = "auto",
+    reasoning_parser: Annotated[str | None, typer.Option(help='"think": split off text in think tags.')] = None,
+    filter_words: Annotated[Path | None, typer.Option(help="File of words that neither come in nor go out.")] = None,
+    filter_regex: Annotated[list[str] | None, typer.Option(help="The same as regular expression; several.")] = None,
+    content_filter: Annotated[list[str] | None, typer.Option(help="Filter of one's own, module:Class.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     disable_log_requests: Annotated[bool, typer.Option("--disable-log-requests", help="No line per request.")] = False,
 ) -> None:
@@ -92,6 +97,7 @@ def run(
     try:
         from fastllm.server.app import create_app
         from fastllm.server.config import ApiKey, ServerConfig
+        from fastllm.server.filters import load_filters
         from fastllm.server.log import set_up_logs
         from fastllm.server.run import serve
         from fastllm.server.settings import read_api_keys
@@ -123,6 +129,9 @@ def run(
         max_body_bytes=max_body_bytes,
         max_connections=max_connections,
         enable_prompt_logprobs=enable_prompt_logprobs,
+        tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
+        filters=load_filters(word_file=filter_words, patterns=filter_regex or (), names=content_filter or ()),
         log_json=log_json,
         log_requests=not disable_log_requests,
     )

@@ -6,6 +6,8 @@ import dataclasses
 import ipaddress
 
 from fastllm.errors import InvalidRequestError
+from fastllm.server.filters import FilterChain
+from fastllm.server.openai.tools import STYLES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +46,9 @@ class ServerConfig:
         drain_timeout_s: how long running requests may go on after SIGTERM.
         stall_timeout_s: no step for so long while requests wait or run: /health says 503.
         max_sequences_factor: n x prompts of one request is at most this many times ``max_num_seqs``.
+        tool_call_parser: how the model writes calls: hermes, llama3_json, mistral, none; auto: by its chat template.
+        reasoning_parser: "think" splits text between think tags off the answer; None does not.
+        filters: content filters of prompts and answers.
         enable_prompt_logprobs: allow ``echo`` together with ``logprobs``; costs a row of logits per prompt token.
     """
 
@@ -71,6 +76,9 @@ class ServerConfig:
     max_messages: int = 4096
     max_sequences_factor: int = 8
     enable_prompt_logprobs: bool = False
+    tool_call_parser: str = "auto"
+    reasoning_parser: str | None = None
+    filters: FilterChain | None = None
     log_json: bool = False
     log_requests: bool = True
 
@@ -80,6 +88,10 @@ class ServerConfig:
                 f"host {self.host} can be reached from other machines and there is no API key: give --api-key-file, "
                 "or --insecure to serve everybody"
             )
+        if self.tool_call_parser not in (*STYLES, "auto", "none"):
+            raise InvalidRequestError(f"tool_call_parser must be auto, none, {', '.join(STYLES)}")
+        if self.reasoning_parser not in (None, "think"):
+            raise InvalidRequestError("reasoning_parser must be think, or absent")
         if not self.served_model_names or not all(self.served_model_names):
             raise InvalidRequestError("served_model_name must not be empty")
         names = [key.name for key in self.api_keys]

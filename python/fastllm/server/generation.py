@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastllm import CompletionOutput, Logprob, RequestOutput, SamplingParams
 from fastllm.errors import FastLLMError
-from fastllm.server.errors import ApiError, from_engine
+from fastllm.server.errors import ApiError, from_engine, invalid
+from fastllm.server.filters import FilterChain
 
 if TYPE_CHECKING:
     from starlette.types import Receive
@@ -38,10 +39,55 @@ class Delta:
 
 
 @dataclasses.dataclass(slots=True)
+class Result:
+    """All that one sequence has got."""
+
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        if delta.logprobs is not None:
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs += delta.logprobs
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+
 class _Sequence:
-    num_chars: int = 0
-    num_tokens: int = 0
-    finished: bool = False
+    """How much of a sequence its consumer has, and the filter that its text passes."""
+
+    def __init__(self, filters: FilterChain | None) -> None:
+        self.num_chars = 0
+        self.num_tokens = 0
+        self.finished = False
+        self._filter = filters.stream() if filters is not None else None
+
+    def take(self, completion: CompletionOutput, index: int) -> Delta | None:
+        """What is new; None if nothing is."""
+        if self.finished:
+            return None
+        text = completion.text[self.num_chars :]
+        token_ids = completion.token_ids[self.num_tokens :]
+        reason, stop_reason = completion.finish_reason, completion.stop_reason
+        if not text and not token_ids and reason is None:
+            return None
+        logprobs = None if completion.logprobs is None else completion.logprobs[self.num_tokens :]
+        self.num_chars += len(text)
+        self.num_tokens += len(token_ids)
+        if self._filter is not None:
+            text, matched = self._filter.feed(text)
+            if not matched and reason is not None:
+                more, matched = self._filter.finish()
+                text += more
+            if matched:
+                reason, stop_reason = "content_filter", None
+        self.finished = reason is not None
+        return Delta(index, text, token_ids, logprobs, reason, stop_reason)
 
 
 class Generation:
@@ -76,25 +122,33 @@ class Generation:
         """New text as it comes. Raises ApiError; before the first item if the engine refuses a request."""
         sources = [self._one(i) for i in range(len(self._prompts))]
         source = sources[0] if len(sources) == 1 else _merged(sources)
-        progress = [_Sequence() for _ in range(len(self._prompts) * self._params.n)]
+        filters = self._context.server.filters
+        if filters is not None and self._params.logprobs is not None:
+            raise invalid("logprobs: not available on a server with content filters", "logprobs")
+        sequences = [_Sequence(filters) for _ in range(len(self._prompts) * self._params.n)]
         async with contextlib.aclosing(source) as outputs:
             async for number, output in outputs:
                 self.latest[number] = output
                 self._context.observe(number, output)
-                found = [
-                    delta
-                    for completion in output.outputs
-                    if (delta := _new(completion, number * self._params.n + completion.index, progress)) is not None
-                ]
+                found = []
+                for completion in output.outputs:
+                    index = number * self._params.n + completion.index
+                    delta = sequences[index].take(completion, index)
+                    if delta is not None:
+                        found.append(delta)
                 if found:
                     yield found
+                if filters is not None and all(sequence.finished for sequence in sequences):
+                    return  # a filter may end a sequence before the engine does
 
-    async def all(self) -> list[RequestOutput]:
-        """Waits for the end of all."""
-        async with contextlib.aclosing(self.deltas()) as deltas:
-            async for _ in deltas:
-                pass
-        return [output for output in self.latest if output is not None]
+    async def all(self) -> list[Result]:
+        """Waits for the end of all; one result per sequence."""
+        results = [Result() for _ in range(len(self._prompts) * self._params.n)]
+        async with contextlib.aclosing(self.deltas()) as batches:
+            async for deltas in batches:
+                for delta in deltas:
+                    results[delta.index].add(delta)
+        return results
 
     async def _one(self, number: int) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         try:
@@ -126,30 +180,6 @@ class Generation:
             "total_tokens": self.num_prompt_tokens + generated,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-
-
-def _new(completion: CompletionOutput, index: int, progress: list[_Sequence]) -> Delta | None:
-    seen = progress[index]
-    if seen.finished:
-        return None
-    if (
-        len(completion.text) == seen.num_chars
-        and len(completion.token_ids) == seen.num_tokens
-        and completion.finish_reason is None
-    ):
-        return None
-    delta = Delta(
-        index=index,
-        text=completion.text[seen.num_chars :],
-        token_ids=completion.token_ids[seen.num_tokens :],
-        logprobs=None if completion.logprobs is None else completion.logprobs[seen.num_tokens :],
-        finish_reason=completion.finish_reason,
-        stop_reason=completion.stop_reason,
-    )
-    seen.num_chars = len(completion.text)
-    seen.num_tokens = len(completion.token_ids)
-    seen.finished = completion.finish_reason is not None
-    return delta
 
 
 async def _merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:

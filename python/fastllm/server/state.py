@@ -7,7 +7,9 @@ import time
 
 from fastllm import AsyncLLM, SamplingParams
 from fastllm.server.config import ServerConfig
+from fastllm.server.filters import FilterChain
 from fastllm.server.observer import Observer
+from fastllm.server.openai.tools import Style, tool_style
 
 
 @dataclasses.dataclass(slots=True)
@@ -17,6 +19,7 @@ class ServerState:
     llm: AsyncLLM
     config: ServerConfig
     observer: Observer
+    tool_style: Style | None = None
     started: float = dataclasses.field(default_factory=time.time)
     is_ready: bool = False
     is_draining: bool = False
@@ -31,6 +34,11 @@ class ServerState:
         info = self.llm.info()
         self.max_model_len = int(info["max_model_len"])
         self.max_num_seqs = int(info["max_num_seqs"])
+        self.tool_style = tool_style(self.config.tool_call_parser, self.llm.chat_template)
+
+    @property
+    def filters(self) -> FilterChain | None:
+        return self.config.filters
 
     @property
     def max_sequences(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fastllm import Logprob
 from fastllm.errors import FastLLMError
 from fastllm.server.answer import json_answer
 from fastllm.server.body import parse_body
@@ -21,6 +22,7 @@ from fastllm.server.openai.fields import (
     Int,
     SamplingFields,
     check_count,
+    check_input,
     refuse_unless,
     sampling_params,
     wants_running_usage,
@@ -28,6 +30,9 @@ from fastllm.server.openai.fields import (
 )
 from fastllm.server.openai.logprobs import chat_logprobs
 from fastllm.server.openai.messages import Message, template_messages
+from fastllm.server.openai.pipeline import Pipeline
+from fastllm.server.openai.reasoning import BEGIN
+from fastllm.server.openai.tools import NamedTool, Tool, template_tools
 from fastllm.server.sse import EventStream, event
 
 
@@ -43,9 +48,11 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Int | None = None
     chat_template_kwargs: dict[str, str | bool | int | float | None] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
     response_format: ResponseFormat | None = None
-    parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
     service_tier: str | None = None
     store: bool | None = None
@@ -88,15 +95,28 @@ class _Chat:
 
     async def prepare(self) -> None:
         """Token ids of the conversation."""
-        check_count(self.body.n, 1, self.context.server.max_sequences)
+        server = self.context.server
+        check_count(self.body.n, 1, server.max_sequences)
         messages = template_messages(self.body.messages, self.context.config.max_messages)
+        if server.filters is not None:
+            for i, message in enumerate(messages):
+                check_input(server.filters, message["content"], f"messages[{i}].content")
         variables: dict[str, Any] = dict(self.body.chat_template_kwargs or {})
         if _OWN_VARIABLES & variables.keys() or not all(name.isidentifier() for name in variables):
             raise invalid("chat_template_kwargs: contains a name that is not free", "chat_template_kwargs")
+        tools = chosen_tools(self.context, self.body.tools, self.body.tool_choice)
+        if tools:
+            variables["tools"] = tools
         try:
             prompt = await self.context.llm.render_chat(messages, **variables)
         except FastLLMError as error:
             raise from_engine(error, self.renamed) from error
+        self.pipelines = pipelines(
+            self.context, prompt, self.n, with_tools=bool(tools), one_call=self.body.parallel_tool_calls is False
+        )
+        if tools:
+            # Markers of calls are special tokens in some models.
+            self.params = self.params.replace(skip_special_tokens=False)
         self.generation = Generation(
             self.context,
             [prompt],
@@ -118,20 +138,31 @@ class _Chat:
 
     async def whole(self) -> dict[str, Any]:
         """The answer to a request that is not streamed."""
-        (output,) = await self.generation.all()
-        choices = [
-            {
-                "index": completion.index,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
-                "logprobs": None
-                if completion.logprobs is None
-                else chat_logprobs(self.context.llm, completion.token_ids, completion.logprobs, self.num_top),
-                "finish_reason": completion.finish_reason,
-                "stop_reason": completion.stop_reason,
-            }
-            for completion in output.outputs
-        ]
+        choices = []
+        for index, result in enumerate(await self.generation.all()):
+            pipeline = self.pipelines[index]
+            parts = pipeline.feed(result.text, is_last=True)
+            message: dict[str, Any] = {"role": "assistant", "content": parts.content, "refusal": None}
+            if parts.reasoning:
+                message["reasoning_content"] = parts.reasoning
+            if parts.calls:
+                message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in parts.calls]
+                message["content"] = parts.content or None
+            choices.append(
+                {
+                    "index": index,
+                    "message": message,
+                    "logprobs": self._logprobs(result.token_ids, result.logprobs),
+                    "finish_reason": pipeline.finish_reason(result.finish_reason),
+                    "stop_reason": result.stop_reason,
+                }
+            )
         return {**self.envelope("chat.completion", choices), "usage": self.generation.usage()}
+
+    def _logprobs(self, token_ids: list[int], entries: list[dict[int, Logprob]] | None) -> dict[str, Any] | None:
+        if entries is None:
+            return None
+        return chat_logprobs(self.context.llm, token_ids, entries, self.num_top)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The chunks of a streamed answer: the role, the text, the reason of the end, and the usage if wanted."""
@@ -152,14 +183,18 @@ class _Chat:
             yield event({**self.envelope("chat.completion.chunk", []), "usage": self.generation.usage()})
 
     def _choices(self, delta: Delta) -> list[dict[str, Any]]:
-        logprobs = None
-        if delta.logprobs:
-            logprobs = chat_logprobs(self.context.llm, delta.token_ids, delta.logprobs, self.num_top)
+        pipeline = self.pipelines[delta.index]
+        parts = pipeline.feed(delta.text, is_last=delta.finish_reason is not None)
         found = []
-        if delta.text or logprobs is not None:
-            found.append(_choice(delta.index, {"content": delta.text}, logprobs))
+        if parts.reasoning:
+            found.append(_choice(delta.index, {"reasoning_content": parts.reasoning}, None))
+        if parts.content or delta.logprobs:
+            logprobs = self._logprobs(delta.token_ids, delta.logprobs) if delta.logprobs else None
+            found.append(_choice(delta.index, {"content": parts.content}, logprobs))
+        if parts.calls:
+            found.append(_choice(delta.index, {"tool_calls": parts.calls}, None))
         if delta.finish_reason is not None:
-            last = _choice(delta.index, {}, None, delta.finish_reason)
+            last = _choice(delta.index, {}, None, pipeline.finish_reason(delta.finish_reason))
             last["stop_reason"] = delta.stop_reason
             found.append(last)
         return found
@@ -167,6 +202,34 @@ class _Chat:
 
 def _choice(index: int, delta: dict[str, Any], logprobs: Any, finish_reason: str | None = None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def chosen_tools(
+    context: RequestContext, tools: list[Tool] | None, choice: str | NamedTool | None
+) -> list[dict[str, Any]] | None:
+    """The tools of the prompt; None: no calls are looked for. Raises ApiError 400."""
+    if choice is not None and not tools:
+        raise invalid("tool_choice: only together with tools", "tool_choice")
+    if not tools:
+        return None
+    plain = template_tools(tools)
+    if choice == "none":
+        return None
+    if choice not in (None, "auto"):
+        raise invalid('tool_choice: only "auto" and "none" are supported', "tool_choice", code="unsupported_parameter")
+    if context.server.tool_style is None:
+        raise invalid("tools: this model's chat template has no tools", "tools", code="unsupported_parameter")
+    return plain
+
+
+def pipelines(
+    context: RequestContext, prompt: list[int], n: int, *, with_tools: bool, one_call: bool = False
+) -> list[Pipeline]:
+    """One per sequence. A prompt that ends with an open think tag has begun the reasoning."""
+    reasons = context.config.reasoning_parser is not None
+    inside = reasons and context.llm.decode(prompt[-8:], skip_special_tokens=False).rstrip().endswith(BEGIN)
+    style = context.server.tool_style if with_tools else None
+    return [Pipeline(style, reasons=reasons, starts_inside=inside, one_call=one_call) for _ in range(n)]
 
 
 async def create_chat_completion(request: Request) -> Response:

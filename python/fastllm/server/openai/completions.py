@@ -20,6 +20,7 @@ from fastllm.server.openai.fields import (
     Int,
     SamplingFields,
     check_count,
+    check_input,
     refuse_unless,
     sampling_params,
     wants_running_usage,
@@ -81,20 +82,25 @@ class _Completion:
             raise invalid(f"prompt: {len(many)} prompts, 1 to {limit} are allowed", "prompt")
         check_count(self.body.n, len(many), self.context.server.max_sequences)
         self.prompts: list[list[int]] = []
+        filters = self.context.server.filters
         for prompt in many:
+            if filters is not None:
+                check_input(filters, prompt if isinstance(prompt, str) else self._decoded(prompt), "prompt")
             try:
                 self.prompts.append(await self.context.llm.encode(prompt) if isinstance(prompt, str) else prompt)
             except FastLLMError as error:
                 raise from_engine(error) from error
         self.texts: list[str] | None = None
         if self.echo:
-            for ids in self.prompts:
-                if not all(0 <= token < 2**31 for token in ids):
-                    raise invalid("prompt: contains what is not a token id", "prompt")
-            self.texts = [self.context.llm.decode(ids, skip_special_tokens=False) for ids in self.prompts]
+            self.texts = [self._decoded(ids) for ids in self.prompts]
         self.generation = Generation(
             self.context, self.prompts, self.params, priority=self.body.priority, cache_salt=self.body.cache_salt
         )
+
+    def _decoded(self, ids: list[int]) -> str:
+        if not all(0 <= token < 2**31 for token in ids):
+            raise invalid("prompt: contains what is not a token id", "prompt")
+        return self.context.llm.decode(ids, skip_special_tokens=False)
 
     def envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -112,27 +118,27 @@ class _Completion:
     async def whole(self) -> dict[str, Any]:
         """The answer to a request that is not streamed."""
         choices = []
-        for number, output in enumerate(await self.generation.all()):
-            for completion in output.outputs:
-                text, pieces = "", []
-                writer = self._writer()
-                if self.texts is not None:
-                    text = self.texts[number]
-                    if writer is not None:
-                        pieces.append(writer.add(self.prompts[number], output.prompt_logprobs or []))
-                if not self.drops_output:
-                    text += completion.text
-                    if writer is not None:
-                        pieces.append(writer.add(completion.token_ids, completion.logprobs or []))
-                choices.append(
-                    {
-                        "index": number * self.n + completion.index,
-                        "text": text,
-                        "logprobs": joined(pieces) if pieces else None,
-                        "finish_reason": "length" if self.drops_output else completion.finish_reason,
-                        "stop_reason": completion.stop_reason,
-                    }
-                )
+        for index, result in enumerate(await self.generation.all()):
+            number = index // self.n
+            text, pieces = "", []
+            writer = self._writer()
+            if self.texts is not None:
+                text = self.texts[number]
+                if writer is not None:
+                    pieces.append(writer.add(self.prompts[number], self.prompt_logprobs(number) or []))
+            if not self.drops_output:
+                text += result.text
+                if writer is not None:
+                    pieces.append(writer.add(result.token_ids, result.logprobs or []))
+            choices.append(
+                {
+                    "index": index,
+                    "text": text,
+                    "logprobs": joined(pieces) if pieces else None,
+                    "finish_reason": "length" if self.drops_output else result.finish_reason,
+                    "stop_reason": result.stop_reason,
+                }
+            )
         return {**self.envelope(choices), "usage": self.generation.usage()}
 
     def _writer(self) -> CompletionLogprobs | None:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import msgspec
 
 from fastllm import SamplingParams
-from fastllm.server.errors import ApiError, invalid
+from fastllm.server.errors import invalid
+from fastllm.server.filters import FilterChain
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -92,6 +93,14 @@ def check_count(n: int | None, num_prompts: int, limit: int) -> None:
         raise invalid(f"n: n times the number of prompts is {(n or 1) * num_prompts}, at most {limit} are allowed", "n")
 
 
+def check_input(filters: FilterChain, text: str, param: str) -> None:
+    """400 for a prompt that a content filter does not let in."""
+    if filters.matches(text):
+        raise invalid(
+            f"{param}: holds what the content filter of this server does not allow", param, code="content_filter"
+        )
+
+
 def wants_usage(body: SamplingFields) -> bool:
     options = body.stream_options
     return options is not None and bool(options.include_usage)
@@ -100,17 +109,3 @@ def wants_usage(body: SamplingFields) -> bool:
 def wants_running_usage(body: SamplingFields) -> bool:
     options = body.stream_options
     return options is not None and bool(options.continuous_usage_stats)
-
-
-__all__ = [
-    "ApiError",
-    "Int",
-    "SamplingFields",
-    "StreamOptions",
-    "TokenId",
-    "check_count",
-    "refuse_unless",
-    "sampling_params",
-    "wants_running_usage",
-    "wants_usage",
-]
