@@ -21,9 +21,9 @@ ENGINE = {"max_model_len": 512, "max_num_seqs": 16, "kv_cache_tokens": 8192, "nu
 class Serving:
     """One engine and one app. Use as a context manager."""
 
-    def __init__(self, config=None, **engine):
+    def __init__(self, config=None, llm=None, **engine):
         self.config = config or ServerConfig(port=0, log_requests=False)
-        self.llm = AsyncLLM(**{**ENGINE, **engine})
+        self.llm = llm or AsyncLLM(**{**ENGINE, **engine})
         self.app = create_app(self.llm, self.config)
         self.server = uvicorn.Server(
             uvicorn.Config(
