@@ -59,7 +59,7 @@ class Guard:
         try:
             try:
                 self._check(scope, context)
-                async with self._limiter.admit(context, scope["path"]):
+                async with self._limiter.admit(context, route_path(scope)):
                     await self._app(scope, receive, send_with_id)
             except ApiError as error:
                 if context.status:
@@ -80,7 +80,7 @@ class Guard:
                 log_request(context, scope)
 
     def _check(self, scope: Scope, context: RequestContext) -> None:
-        config, headers, path = self._state.config, scope["headers"], scope["path"]
+        config, headers, path = self._state.config, scope["headers"], route_path(scope)
         if len(headers) > config.max_header_count:
             raise ApiError(431, f"more than {config.max_header_count} header fields")
         size = sum(len(name) + len(value) + 4 for name, value in headers) + len(scope["raw_path"])
@@ -100,6 +100,13 @@ class Guard:
                 )
         if self._state.is_draining and path not in ALWAYS_PATHS:
             raise ApiError(503, "the server is stopping", code="draining", headers={"connection": "close"})
+
+
+def route_path(scope: Scope) -> str:
+    """The path inside this app, wherever another app has mounted it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def find_key(presented: bytes, keys: Iterable[ApiKey]) -> ApiKey | None:
