@@ -4,6 +4,7 @@
 # make stubs     type stubs of the native module, after a change of its bindings
 # make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
 # make fuzz      each parser for a minute (SECONDS=600 for longer), with atheris if it is installed
+# make soak      the server's long tests
 # make bench     speed of this machine and share of its limits
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint stubs sanitize fuzz bench clean
+.PHONY: demo test lint stubs sanitize fuzz bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --temperature 0.8 --seed 0 --stream
@@ -33,6 +34,9 @@ stubs: $(VENV)/.test
 bench: $(VENV)/.installed
 	$(BIN)/fastllm bench
 
+soak: $(VENV)/.test
+	FASTLLM_FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/server -s
+
 sanitize:
 	tools/sanitize.sh
 
@@ -49,7 +53,8 @@ $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python
-	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy jinja2 typer rich tokenizers huggingface_hub
+	$(BIN)/python -m pip install -q 'ruff==0.14.*' mypy 'clang-format==19.*' numpy jinja2 typer rich tokenizers huggingface_hub \
+	  starlette 'uvicorn[standard]' msgspec prometheus-client pyyaml
 	touch $@
 
 SECONDS ?= 60

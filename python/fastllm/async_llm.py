@@ -188,6 +188,47 @@ class AsyncLLM:
         """See ``LLM.info``."""
         return self._runtime.info()
 
+    def stats(self) -> dict[str, Any]:
+        """The engine's counters: running and waiting requests, pages, steps, tokens. Cheap; also after ``close()``."""
+        return dict(self._runtime.engine.stats())
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text of the model's chat template, if it has one."""
+        template = self._runtime.chat_template
+        return None if template is None else template.source
+
+    @property
+    def is_closed(self) -> bool:
+        """True after ``close()``, or after the engine has ended by itself."""
+        return bool(self._runtime.engine.is_closed)
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, computed beside the event loop."""
+        tokenizer = self._runtime._tokenizer()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self._runtime._tokenizer().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token id stands for; empty for an id that the tokenizer does not have."""
+        return self._runtime._tokenizer().byte_table.bytes(token_id)
+
+    async def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **template_variables: Any
+    ) -> list[int]:
+        """Token ids of a conversation by the model's chat template, rendered beside the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            None,
+            lambda: self._runtime.render_chat(
+                messages, add_generation_prompt=add_generation_prompt, variables=template_variables
+            ),
+        )
+
     def close(self) -> None:
         """Ends the engine; consumers get EngineClosedError."""
         self._runtime.close()

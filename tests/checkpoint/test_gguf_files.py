@@ -166,7 +166,7 @@ def test_good_file_generates_text(tmp_path: Path) -> None:
             len(llm.generate("cab", fastllm.SamplingParams(max_tokens=5, ignore_eos=True))[0].outputs[0].token_ids) == 5
         )
         info = llm.info()
-    assert info["eos_token_ids"] == [1] and info["quantization"]["method"] == "gguf"
+    assert info["eos_token_ids"] == [14] and info["quantization"]["method"] == "gguf"
 
 
 def _replace(old: bytes, new: bytes) -> Callable[[bytes], bytes]:

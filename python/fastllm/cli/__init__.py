@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fastllm.cli import bench, chat, generate, info
+from fastllm.cli import bench, chat, generate, info, serve
 from fastllm.errors import FastLLMError, InvalidRequestError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -76,7 +76,13 @@ def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _name, _command in (("generate", generate.run), ("chat", chat.run), ("bench", bench.run), ("info", info.run)):
+for _name, _command in (
+    ("generate", generate.run),
+    ("chat", chat.run),
+    ("serve", serve.run),
+    ("bench", bench.run),
+    ("info", info.run),
+):
     app.command(_name)(_with_exit_codes(_command))
 
 

@@ -1,0 +1,22 @@
+"""JSON answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from fastllm.server.errors import ApiError
+
+_encode = msgspec.json.Encoder().encode
+
+
+def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A value as JSON."""
+    return Response(_encode(value), status, headers, media_type="application/json")
+
+
+def error_answer(error: ApiError) -> Response:
+    """An error in OpenAI's shape, with its ``Retry-After`` where the client may try again."""
+    return json_answer(error.body(), error.status, error.headers)

@@ -1,0 +1,83 @@
+"""What a request carries: its id, key and times, and the server that it came to."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+
+from fastllm import AsyncLLM, RequestOutput
+from fastllm.server.config import ApiKey, ServerConfig
+from fastllm.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from fastllm.server.state import ServerState
+
+
+@dataclasses.dataclass(slots=True)
+class RequestContext:
+    """Lives in the ASGI scope from the first middleware to the last byte."""
+
+    server: ServerState
+    request_id: str
+    arrival: float = dataclasses.field(default_factory=time.monotonic)
+    key: ApiKey | None = None
+    endpoint: str = ""
+    status: int = 0
+    is_complete: bool = False
+    outcome: str = ""
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    # Of each engine request: time and tokens at its last output, for the inter-token times.
+    _last: dict[int, tuple[float, int]] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(request: Request) -> RequestContext:
+        context = request.scope["fastllm.context"]
+        assert isinstance(context, RequestContext)
+        return context
+
+    @property
+    def llm(self) -> AsyncLLM:
+        return self.server.llm
+
+    @property
+    def config(self) -> ServerConfig:
+        return self.server.config
+
+    def check_model(self, name: str | None) -> str:
+        """The name to report. 404 for a model that is not served."""
+        names = self.config.served_model_names
+        if name is None:
+            return names[0]
+        if name not in names:
+            raise ApiError(
+                404,
+                "model: this model is not served here; GET /v1/models lists what is",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    def deadline(self, timeout_s: float | None) -> float | None:
+        """The earlier of the server's and the request's own time limit, on time.monotonic()."""
+        limits = [limit for limit in (self.config.request_timeout_s, timeout_s) if limit is not None]
+        return self.arrival + min(limits) if limits else None
+
+    def observe(self, number: int, output: RequestOutput) -> None:
+        """Counts one output of an engine request."""
+        now = time.monotonic()
+        tokens = output.metrics.num_generated_tokens
+        before = self._last.get(number)
+        self._last[number] = (now, tokens)
+        if before is None:
+            self.num_prompt_tokens += output.metrics.num_prompt_tokens
+            self.num_generated_tokens += tokens
+            self.server.observer.first_output(self, output, now)
+        else:
+            self.num_generated_tokens += tokens - before[1]
+            self.server.observer.more_output(self, tokens - before[1], now - before[0])
+        if output.finished:
+            self.server.observer.finished(self, output, now)

@@ -1,0 +1,56 @@
+"""Files that a server is told by: API keys, and the YAML with the options of ``fastllm serve``."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastllm.errors import InvalidRequestError
+from fastllm.server.config import ApiKey
+
+MAX_FILE_BYTES = 1 << 20
+
+
+def read_yaml(path: Path) -> Any:
+    """Data of a small YAML file. Raises InvalidRequestError, without quoting the file."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            raise InvalidRequestError(f"{path}: is not a regular file of at most {MAX_FILE_BYTES} bytes")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{path}: cannot be read ({type(error).__name__})") from None
+    except (yaml.YAMLError, RecursionError):
+        raise InvalidRequestError(f"{path}: is not valid YAML") from None
+
+
+def read_api_keys(path: Path) -> tuple[ApiKey, ...]:
+    """A list of objects with the fields of ApiKey, or one key a line.
+
+    Raises:
+        InvalidRequestError: with the number of the entry, never its content.
+    """
+    value = read_yaml(path)
+    if isinstance(value, str):  # plain lines are one YAML string
+        value = [{"name": f"key-{i}", "secret": line} for i, line in enumerate(value.split(), start=1)]
+    if not isinstance(value, list) or not value:
+        raise InvalidRequestError(f"{path}: expected a list of keys, or one key a line")
+    known = {field.name for field in dataclasses.fields(ApiKey)}
+    keys = []
+    for i, entry in enumerate(value, start=1):
+        if not isinstance(entry, dict) or not {"name", "secret"} <= entry.keys() <= known:
+            raise InvalidRequestError(
+                f"{path}: key {i}: needs name and secret, and may have {', '.join(sorted(known))}"
+            )
+        for name, item in entry.items():
+            text = name in ("name", "secret", "cache_salt")
+            if not isinstance(item, str if text else (int, float)) or isinstance(item, bool):
+                raise InvalidRequestError(f"{path}: key {i}: {name} has the wrong type")
+            if isinstance(item, (int, float)) and name != "priority" and not item > 0:
+                raise InvalidRequestError(f"{path}: key {i}: {name} must be positive")
+        keys.append(ApiKey(**entry))
+    return tuple(keys)

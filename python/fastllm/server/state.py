@@ -1,0 +1,78 @@
+"""The server's state: the engine, what it was told, and whether it is ready."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from fastllm import AsyncLLM, SamplingParams
+from fastllm.server.config import ServerConfig
+from fastllm.server.filters import FilterChain
+from fastllm.server.observer import Observer
+from fastllm.server.openai.tools import Style, tool_style
+
+
+@dataclasses.dataclass(slots=True)
+class ServerState:
+    """One per app."""
+
+    llm: AsyncLLM
+    config: ServerConfig
+    observer: Observer
+    tool_style: Style | None = None
+    started: float = dataclasses.field(default_factory=time.time)
+    is_ready: bool = False
+    is_draining: bool = False
+    max_model_len: int = 0
+    max_num_seqs: int = 0
+    longest_step_s: float = 0.0
+    # The watchdog's view: counters at its last look, and since when they stand still while there is work.
+    num_steps: int = -1
+    still_since: float | None = None
+
+    def __post_init__(self) -> None:
+        info = self.llm.info()
+        self.max_model_len = int(info["max_model_len"])
+        self.max_num_seqs = int(info["max_num_seqs"])
+        self.tool_style = tool_style(self.config.tool_call_parser, self.llm.chat_template)
+
+    @property
+    def filters(self) -> FilterChain | None:
+        return self.config.filters
+
+    @property
+    def max_sequences(self) -> int:
+        """Of one request."""
+        return self.max_num_seqs * self.config.max_sequences_factor
+
+    async def warm_up(self) -> None:
+        """Ready means that a token has been generated."""
+        async for _ in self.llm.generate([0], SamplingParams(max_tokens=1, detokenize=False)):
+            pass
+        self.is_ready = True
+
+    def look(self) -> None:
+        """One look of the watchdog at the engine's counters."""
+        stats = self.llm.stats()
+        now = time.monotonic()
+        has_work = stats["num_running"] + stats["num_waiting"] > 0
+        if stats["num_steps"] != self.num_steps or not has_work:
+            if self.still_since is not None:
+                self.longest_step_s = max(self.longest_step_s, now - self.still_since)
+            self.num_steps, self.still_since = stats["num_steps"], now if has_work else None
+        elif self.still_since is None:
+            self.still_since = now
+
+    def trouble(self) -> str | None:
+        """Why the engine cannot serve, or None."""
+        if self.llm.is_closed:
+            return "the engine has stopped"
+        stats = self.llm.stats()
+        if stats["num_failed_steps_in_a_row"] >= 3:
+            return "the engine's last steps have failed"
+        self.look()
+        # A large model on a small machine makes long steps: what it has shown to need is no standstill.
+        limit = max(self.config.stall_timeout_s, 4 * self.longest_step_s)
+        if self.still_since is not None and time.monotonic() - self.still_since > limit:
+            return "the engine stands still"
+        return None

@@ -1,0 +1,270 @@
+"""Clients that leave, wait, read slowly or ask for too much: what they took is given back, others do not notice."""
+
+import concurrent.futures
+import contextlib
+import json
+import socket
+import struct
+import threading
+import time
+
+import pytest
+from serving import Serving, wait_for
+
+from fastllm.server.config import ServerConfig
+
+LONG = {"prompt": "The os module", "max_tokens": 900, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def slow():
+    """An engine that takes seconds for LONG."""
+    config = ServerConfig(port=0, log_requests=False, max_body_bytes=10_000, head_timeout_s=1, body_timeout_s=1)
+    with Serving(config, device="reference", max_model_len=1024, max_num_seqs=4, max_queue=4) as serving:
+        yield serving
+
+
+@pytest.fixture
+def server(slow):
+    yield slow
+    slow.wait_until_idle()
+    assert slow.get("/health")[0] == 200
+
+
+@contextlib.contextmanager
+def fill(server, count):
+    """So many requests in the engine, one after the other: a request counts as queued until a step has seen it, so a
+    burst may find the queue full although there is room in the batch."""
+    with contextlib.ExitStack() as stack:
+        for i in range(count):
+            stack.enter_context(contextlib.closing(server.send_head("/v1/completions", LONG)))
+            running, waiting = min(i + 1, 4), max(i - 3, 0)
+            wait_for(
+                lambda want=(running, waiting): (server.stats()["num_running"], server.stats()["num_waiting"]) == want
+            )
+        yield
+
+
+def read_some(sock, needle=b"data:"):
+    data = b""
+    while needle not in data:
+        piece = sock.recv(65536)
+        assert piece, data
+        data += piece
+    return data
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@pytest.mark.parametrize("kind", ["streamed", "whole", "many"])
+def test_a_client_that_leaves_frees_its_pages(server, kind, how):
+    body = {**LONG, "stream": kind == "streamed"}
+    if kind == "many":
+        body["prompt"] = ["The os module", "A list"]
+    sock = server.send_head("/v1/completions", body)
+    wait_for(lambda: server.stats()["num_running"] > 0)
+    if kind == "streamed":
+        read_some(sock)
+    if how == "rst":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    server.wait_until_idle(seconds=2)
+    tokens = server.stats()["num_generated_tokens"]
+    time.sleep(0.1)
+    assert server.stats()["num_generated_tokens"] == tokens
+
+
+def test_clients_that_leave_anywhere(server):
+    """Also in the middle of head and body, and while they wait in the queue."""
+    data = json.dumps(LONG).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(data)
+    whole = head + data
+    for cut in range(0, len(whole), 7):
+        with server.connect() as sock:
+            sock.sendall(whole[:cut])
+    with fill(server, 6):
+        wait_for(lambda: server.stats()["num_waiting"] == 2)
+
+
+def test_a_deadline_ends_a_request(server):
+    start = time.monotonic()
+    status, answer = server.post("/v1/completions", {**LONG, "request_timeout": 0.3})
+    assert (status, answer["error"]["code"]) == (504, "request_timeout")
+    assert time.monotonic() - start < 5
+    with contextlib.closing(
+        server.send_head("/v1/completions", {**LONG, "stream": True, "request_timeout": 1})
+    ) as sock:
+        data = read_some(sock, b'"code":"request_timeout"')
+    assert b"[DONE]" not in data
+    server.wait_until_idle(0.5)
+
+
+def test_a_full_queue_refuses_quickly_and_says_when_to_come_back(server):
+    with fill(server, 8):
+        wait_for(lambda: server.stats()["num_waiting"] == 4)
+        start = time.monotonic()
+        status, headers, data = server.request("POST", "/v1/completions", {**LONG, "stream": True})
+        assert time.monotonic() - start < 2
+        assert status == 503 and int(headers["retry-after"]) >= 1
+        assert json.loads(data)["error"]["code"] == "overloaded"
+        assert server.get("/health")[0] == 200
+    server.wait_until_idle()
+    assert server.post("/v1/completions", {"prompt": "The", "max_tokens": 1})[0] == 200
+
+
+def test_a_large_body_is_refused(server):
+    status, answer = server.post("/v1/completions", {"prompt": "x" * 20_000})
+    assert status == 413 and "10000" in answer["error"]["message"]
+    # Without a length it is found out on the way.
+    with server.connect() as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(10):
+                sock.sendall(b"7d0\r\n" + b"x" * 2000 + b"\r\n")
+        assert b" 413 " in sock.recv(65536)
+
+
+def test_slow_senders_are_closed_and_hold_nobody_up(server):
+    socks = [server.connect() for _ in range(100)]
+    for i, sock in enumerate(socks):
+        sock.sendall(
+            b"POST /v1/comp"
+            if i % 2
+            else b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"
+        )
+    start = time.monotonic()
+    assert server.post("/v1/completions", {"prompt": "The", "max_tokens": 1})[0] == 200
+    assert time.monotonic() - start < 3
+    for sock in socks:
+        answer = b""
+        with contextlib.closing(sock):
+            while piece := sock.recv(65536):
+                answer += piece
+        assert b" 408 " in answer.split(b"\r\n", 1)[0]
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/9.9\r\nhost: localhost\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 200 + b"\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 1_000_000,
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: a\r\nhost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: evil.example\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost.evil.example\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: 10.0.0.1:8000\r\n\r\n",
+        b"\x00\xff" * 100,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+    ids=lambda data: f"{data[:60]!r}",
+)
+def test_malformed_http_is_refused(server, data):
+    with server.connect() as sock:
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(data)
+        with contextlib.suppress(ConnectionError):
+            while piece := sock.recv(65536):
+                answer += piece
+                if b"}}" in answer:
+                    break
+    assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:200]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:80", "[::1]:8000", "LOCALHOST:1"])
+def test_names_of_this_machine_are_taken(server, host):
+    assert server.get("/health", {"host": host})[0] == 200
+
+
+def test_request_ids_are_honoured_when_plain(server):
+    for sent, kept in (("abc-1.2_X", True), ("a b", False), ("x" * 200, False)):
+        _, headers, _ = server.request("GET", "/health", headers={"x-request-id": sent})
+        assert (headers["x-request-id"] == sent) is kept
+        assert headers["x-request-id"]
+    _, headers, data = server.request(
+        "POST", "/v1/completions", {"prompt": "The", "max_tokens": 1}, {"x-request-id": "my-id"}
+    )
+    assert json.loads(data)["id"] == "cmpl-my-id" and headers["x-request-id"] == "my-id"
+
+
+def test_there_is_no_cors_by_default(server):
+    _, headers, _ = server.request("GET", "/health", headers={"origin": "https://page.example"})
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+def test_a_reader_that_stops_is_cut_off():
+    """The engine goes on until the connection's buffers are full; then the stream waits, and its client's time runs."""
+    config = ServerConfig(port=0, log_requests=False, send_timeout_s=1)
+    with Serving(config, max_model_len=1024, max_num_seqs=64, kv_cache_tokens=70_000) as server:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", server.port))
+        body = {**LONG, "n": 64, "stream": True, "logprobs": 20}
+        data = json.dumps(body).encode()
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(data) + data
+        )
+        wait_for(lambda: server.stats()["num_running"] > 0)
+        start = time.monotonic()
+        for _ in range(5):  # others are served meanwhile
+            assert server.post("/v1/completions", {"prompt": "The", "max_tokens": 2})[0] == 200
+        assert time.monotonic() - start < 5
+        wait_for(lambda: not server.server.server_state.tasks, 20)
+        server.wait_until_idle()
+        with contextlib.closing(sock), contextlib.suppress(ConnectionError):
+            received = 0
+            while piece := sock.recv(1 << 20):
+                received += len(piece)
+                assert b"[DONE]" not in piece
+            assert received < 40_000_000
+
+
+def test_many_streams_at_once_are_all_whole():
+    """200 clients, three engines' worth of batch: every stream ends with [DONE] and is what it is alone."""
+    with Serving(ServerConfig(port=0, log_requests=False)) as server:
+        threads_before = threading.active_count()
+
+        def one(i):
+            body = {"prompt": f"Item {i % 20}", "max_tokens": 8 + i % 20, "seed": i % 20, "ignore_eos": True}
+            events = server.events("/v1/completions", {**body, "stream_options": {"include_usage": True}})
+            assert events[-1]["usage"]["completion_tokens"] == 8 + i % 20
+            return i % 20, "".join(event["choices"][0]["text"] for event in events[:-1])
+
+        with concurrent.futures.ThreadPoolExecutor(200) as pool:
+            texts = {}
+            for i, text in pool.map(one, range(200)):
+                texts.setdefault(i, set()).add(text)
+        assert all(len(found) == 1 for found in texts.values())
+        server.wait_until_idle()
+        assert threading.active_count() <= threads_before + 40
+
+
+def test_health_says_so_when_the_engine_stands_still(slow, monkeypatch):
+    state = slow.app.state
+    stats = {**slow.stats(), "num_running": 1}
+    monkeypatch.setattr(slow.llm, "stats", lambda: stats)
+    state.look()
+    assert state.trouble() is None
+    monkeypatch.setattr(state, "still_since", time.monotonic() - 60)
+    monkeypatch.setattr(state, "longest_step_s", 0.1)
+    assert slow.request("GET", "/health")[0] == slow.request("GET", "/ready")[0] == 503
+    stats["num_steps"] += 1
+    assert slow.request("GET", "/health")[0] == 200
+    stats["num_failed_steps_in_a_row"] = 3
+    status, headers, _ = slow.request("GET", "/health")
+    assert status == 503 and headers["retry-after"]
+
+
+def test_after_the_engine_has_ended_requests_get_503():
+    with Serving(ServerConfig(port=0, log_requests=False)) as server:
+        server.llm.close()
+        assert server.post("/v1/completions", {"prompt": "The"})[0] == 503
+        assert server.get("/health")[0] == 503

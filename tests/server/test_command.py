@@ -1,0 +1,144 @@
+"""``fastllm serve`` as a process: start, drain, signals, wrong usage."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+class Command:
+    def __init__(self, *options, env=None):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fastllm", "serve", "--port", "0", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.lines = []
+
+    def wait_until_listening(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if match := re.match(r"curl https?://([0-9.]+):(\d+)", line):
+                self.host, self.port = match[1], int(match[2])
+                return self
+        raise AssertionError("".join(self.lines))
+
+    def stream(self, tokens, connection=None):
+        connection = connection or http.client.HTTPConnection(self.host, self.port, timeout=30)
+        body = {"prompt": "The os module", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        return connection.getresponse()
+
+    def end(self):
+        rest = self.process.stderr.read()
+        return self.process.wait(30), "".join(self.lines) + rest
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+def test_it_starts_quickly_says_what_it_is_and_stops_at_once_when_idle():
+    start = time.monotonic()
+    with Command() as command:
+        command.wait_until_listening()
+        assert time.monotonic() - start < 10
+        assert any("KV cache" in line for line in command.lines)
+        assert command.stream(4).read().endswith(b"[DONE]\n\n")
+        start = time.monotonic()
+        command.process.send_signal(signal.SIGTERM)
+        code, _ = command.end()
+        assert code == 0 and time.monotonic() - start < 2
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((command.host, command.port))
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_running_streams_end_whole_and_new_requests_get_503(sig):
+    with Command("--device", "reference").wait_until_listening() as command:
+        streams = [command.stream(150) for _ in range(4)]
+        assert all(stream.read(5) == b"data:" for stream in streams)
+        command.process.send_signal(sig)
+        time.sleep(0.3)
+        refused = command.stream(1)
+        assert refused.status == 503 and refused.headers["retry-after"]
+        assert refused.headers["connection"] == "close"
+        health = http.client.HTTPConnection(command.host, command.port)
+        health.request("GET", "/ready")
+        assert health.getresponse().status == 503
+        assert all(stream.read().endswith(b"data: [DONE]\n\n") for stream in streams)
+        code, log = command.end()
+        assert code == 0 and "Traceback" not in log
+
+
+def test_the_second_signal_ends_it_at_once_and_the_drain_has_an_end():
+    with Command("--device", "reference").wait_until_listening() as command:
+        stream = command.stream(900)
+        stream.read(5)
+        command.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        start = time.monotonic()
+        command.process.send_signal(signal.SIGTERM)
+        assert command.end()[0] == 0 and time.monotonic() - start < 3
+    with Command("--device", "reference", "--drain-timeout", "0.5").wait_until_listening() as command:
+        stream = command.stream(900)
+        stream.read(5)
+        start = time.monotonic()
+        command.process.send_signal(signal.SIGTERM)
+        assert command.end()[0] == 0 and time.monotonic() - start < 5
+
+
+def test_options_come_from_a_file_and_keys_from_the_environment(tmp_path):
+    path = tmp_path / "serve.yaml"
+    path.write_text("served-model-name: [one, two]\nmax_model_len: 128\nenable-prefix-caching: false\nlog-json: true\n")
+    with Command("--config", str(path), env={"FASTLLM_API_KEY": "sk-from-the-environment"}) as command:
+        command.wait_until_listening()
+        connection = http.client.HTTPConnection(command.host, command.port)
+        connection.request("GET", "/v1/models", headers={"authorization": "Bearer sk-from-the-environment"})
+        models = json.loads(connection.getresponse().read())["data"]
+        assert [(model["id"], model["max_model_len"]) for model in models] == [("one", 128), ("two", 128)]
+        assert command.stream(1).status == 401
+        command.process.send_signal(signal.SIGTERM)
+        _, log = command.end()
+        assert "sk-from-the-environment" not in log
+        entries = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        assert [entry["status"] for entry in entries] == [200, 401]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--config", "/nowhere.yaml"], "nowhere.yaml"),
+        (["--max-model-len", "x"], "max-model-len"),
+        (["--max-body-bytes", "0"], "max_body_bytes"),
+        (["--ssl-keyfile", "/nowhere"], "ssl"),
+        (["--api-key", "short"], "8"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_a_sentence(options, text):
+    with Command(*options) as command:
+        code, log = command.end()
+    assert code == 2 and text in re.sub(r"\x1b\[[0-9;]*m", "", log) and "Traceback" not in log
+
+
+def test_without_the_extra_there_is_a_line_with_the_pip_command():
+    block = "import sys; sys.modules['starlette'] = None; from fastllm.cli import main; main()"
+    found = subprocess.run([sys.executable, "-c", block, "serve"], capture_output=True, text=True)
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert "pip install 'fastllm-runtime[server]'" in " ".join(found.stderr.split())

@@ -1,0 +1,161 @@
+"""API keys: who may do what, how much, and that nothing tells a key."""
+
+import json
+import logging
+import time
+
+import pytest
+from serving import Serving
+
+from fastllm.errors import InvalidRequestError
+from fastllm.server.app import ROUTES
+from fastllm.server.config import ApiKey, ServerConfig
+from fastllm.server.guard import find_key
+from fastllm.server.limits import Bucket
+from fastllm.server.settings import read_api_keys
+
+SECRET, OTHER = "sk-secret-canary-1", "sk-other-canary-22"
+PROMPT = "prompt-canary-33"
+BODY = {"prompt": PROMPT, "max_tokens": 2}
+
+
+def bearer(secret):
+    return {"authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    keys = (
+        ApiKey("team-a", SECRET),
+        ApiKey("team-b", OTHER, requests_per_minute=3, cache_salt="b", priority=5),
+        ApiKey("tokens", "sk-tokens-key", tokens_per_minute=20),
+        ApiKey("single", "sk-single-key", max_concurrent=1),
+    )
+    with Serving(ServerConfig(port=0, api_keys=keys)) as serving:
+        yield serving
+        serving.wait_until_idle()
+
+
+@pytest.mark.parametrize(("method", "path"), [(method, path) for method, path, _ in ROUTES] + [("GET", "/nowhere")])
+def test_every_route_but_health_needs_a_key(server, method, path):
+    path = path.replace("{model:path}", "fastllm-demo")
+    body = {} if method == "POST" else None
+    wrong = [
+        {},
+        bearer(""),
+        bearer("x" * len(SECRET)),
+        bearer(SECRET[:-1]),
+        bearer(SECRET + "x"),
+        bearer(SECRET.upper()),
+        {"authorization": SECRET},
+        {"authorization": f"Basic {SECRET}"},
+        {"x-api-key": "no"},
+    ]
+    for headers in wrong:
+        status, got, data = server.request(method, path, body, headers)
+        if path == "/health":
+            assert status == 200
+        else:
+            assert (status, json.loads(data)["error"]["code"]) == (401, "invalid_api_key")
+            assert got["www-authenticate"] == "Bearer"
+    for headers in (bearer(SECRET), bearer(OTHER) if method == "GET" else bearer(SECRET), {"x-api-key": SECRET}):
+        assert server.request(method, path, body, headers)[0] not in (401, 403)
+
+
+def test_requests_per_minute(server):
+    found = [server.request("POST", "/v1/completions", BODY, bearer(OTHER)) for _ in range(5)]
+    assert [status for status, _, _ in found] == [200, 200, 200, 429, 429]
+    assert 1 <= int(found[-1][1]["retry-after"]) <= 20
+    assert server.get("/v1/models", bearer(OTHER))[0] == 200
+    assert server.post("/v1/completions", BODY, bearer(SECRET))[0] == 200
+
+
+def test_tokens_per_minute(server):
+    body = {"prompt": "The os module", "max_tokens": 30, "ignore_eos": True}
+    assert server.post("/v1/completions", body, bearer("sk-tokens-key"))[0] == 200
+    status, headers, _ = server.request("POST", "/v1/completions", body, bearer("sk-tokens-key"))
+    assert status == 429 and 30 <= int(headers["retry-after"]) <= 60
+
+
+def test_requests_at_a_time(server):
+    sock = server.connect()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer sk-single-key\r\n"
+    sock.sendall(head + b"content-length: 10\r\n\r\n{")  # takes its place before the body is there
+    time.sleep(0.2)
+    status, headers, _ = server.request("POST", "/v1/completions", BODY, bearer("sk-single-key"))
+    assert status == 429 and headers["retry-after"]
+    sock.close()
+    end = time.monotonic() + 5
+    while server.post("/v1/completions", BODY, bearer("sk-single-key"))[0] != 200:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("per_minute", [1, 60, 1000, 250_000])
+def test_a_bucket_gives_its_rate_within_two_percent(per_minute):
+    now = [0.0]
+    bucket = Bucket(per_minute, lambda: now[0])
+    bucket.take(per_minute)  # the burst that it holds
+    taken = 0
+    while now[0] < 600:
+        wait = bucket.wait_s(1)
+        if wait == 0.0:
+            bucket.take(1)
+            taken += 1
+        else:
+            now[0] += max(wait, 1e-3)
+    assert taken == pytest.approx(per_minute * 10, rel=0.02, abs=1)
+
+
+def test_logs_and_errors_hold_no_keys_and_no_prompts(server, caplog):
+    with caplog.at_level(logging.DEBUG):
+        for headers in (bearer(SECRET), bearer(OTHER), bearer("sk-wrong-canary")):
+            server.request("POST", "/v1/completions", BODY, headers)
+            _, _, data = server.request("POST", "/v1/completions", {**BODY, "temperature": PROMPT}, headers)
+            assert b"canary" not in data
+    assert "team-a" in str([record.__dict__.get("fields") for record in caplog.records])
+    assert not [record for record in caplog.records if "canary" in str(record.__dict__)]
+    assert "canary" not in repr(server.config)
+
+
+def test_a_key_is_found_among_many():
+    keys = [ApiKey(f"k{i}", f"secret-number-{i}") for i in range(20)]
+    assert find_key(b"secret-number-7", keys) is keys[7]
+    assert find_key(b"", keys) is find_key(b"secret-number-", keys) is find_key(b"\xff", keys) is None
+
+
+def test_other_machines_only_with_a_key_or_on_demand():
+    for host in ("0.0.0.0", "::", "192.168.1.5", "myhost"):
+        with pytest.raises(InvalidRequestError, match="insecure"):
+            ServerConfig(host=host)
+        ServerConfig(host=host, insecure=True)
+        ServerConfig(host=host, api_keys=(ApiKey("a", SECRET),))
+    for host in ("127.0.0.1", "::1", "localhost", "127.1.2.3"):
+        ServerConfig(host=host)
+
+
+def test_key_files(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("sk-first-key\nsk-second-key\n")
+    assert [(key.name, key.secret) for key in read_api_keys(path)] == [
+        ("key-1", "sk-first-key"),
+        ("key-2", "sk-second-key"),
+    ]
+    path.write_text("- {name: a, secret: sk-first-key, requests_per_minute: 10, priority: -1}\n")
+    assert read_api_keys(path) == (ApiKey("a", "sk-first-key", requests_per_minute=10, priority=-1),)
+    wrong = [
+        "",
+        "[]",
+        "- {name: a}",
+        "- {name: a, secret: s-canary, rate: 1}",
+        "- {name: a, secret: [s-canary]}",
+        "- {name: a, secret: s-canary, max_concurrent: 0}",
+        "{a: b",
+        "!!python/object:os.system {}",
+        "- s-canary",
+    ]
+    for text in wrong:
+        path.write_text(text)
+        with pytest.raises(InvalidRequestError) as caught:
+            read_api_keys(path)
+        assert "canary" not in str(caught.value)
