@@ -84,9 +84,14 @@ class _Packer:
         self._error: BaseException | None = None
 
     def run(self, num_threads: int) -> None:
-        helpers = [threading.Thread(target=self._work, name="fastllm-load") for _ in range(num_threads - 1)]
-        for helper in helpers:
-            helper.start()
+        helpers: list[threading.Thread] = []
+        for _ in range(num_threads - 1):
+            helper = threading.Thread(target=self._work, name="fastllm-load")
+            try:
+                helper.start()
+            except RuntimeError:  # no memory or no more threads allowed: those that run do the work
+                break
+            helpers.append(helper)
         self._work(self._progress)
         for helper in helpers:
             helper.join()
