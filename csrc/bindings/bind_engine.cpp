@@ -127,6 +127,14 @@ nb::dict stats_of(const EngineStats& s) {
   out["num_prompt_tokens"] = s.num_prompt_tokens;
   out["num_generated_tokens"] = s.num_generated_tokens;
   out["num_nonfinite_rows"] = s.num_nonfinite_rows;
+  out["charged_s"] = s.charged_s;
+  out["aborted_s"] = s.aborted_s;
+  out["kv_page_s"] = s.kv_page_s;
+  out["schedule_s"] = s.schedule_s;
+  out["forward_s"] = s.forward_s;
+  out["sample_s"] = s.sample_s;
+  out["hand_over_s"] = s.hand_over_s;
+  out["num_context_tokens"] = s.num_context_tokens;
   return out;
 }
 
@@ -197,7 +205,9 @@ void bind_outputs(nb::module_& m) {
       .def_ro("num_prompt_tokens", &RequestMetrics::num_prompt_tokens)
       .def_ro("num_cached_tokens", &RequestMetrics::num_cached_tokens)
       .def_ro("num_generated_tokens", &RequestMetrics::num_generated_tokens)
-      .def_ro("num_preemptions", &RequestMetrics::num_preemptions);
+      .def_ro("num_preemptions", &RequestMetrics::num_preemptions)
+      .def_ro("device_s", &RequestMetrics::device_s)
+      .def_ro("kv_page_s", &RequestMetrics::kv_page_s);
   nb::class_<RequestDelta>(m, "RequestDelta")
       .def_ro("request_id", &RequestDelta::request_id)
       .def_ro("index", &RequestDelta::index)
@@ -233,7 +243,8 @@ void bind_engine(nb::module_& m) {
           "__init__",
           [](EngineConfig* self, int64_t num_pages, int64_t max_model_len, int64_t max_num_seqs,
              int64_t max_num_batched_tokens, int64_t max_logit_rows, int64_t max_queue, bool enable_prefix_caching,
-             uint64_t seed, const std::vector<int32_t>& eos_ids, const std::shared_ptr<ByteTable>& byte_table) {
+             bool static_batching, uint64_t seed, const std::vector<int32_t>& eos_ids,
+             const std::shared_ptr<ByteTable>& byte_table) {
             EngineConfig config;
             config.num_pages = num_pages;
             config.max_model_len = max_model_len;
@@ -242,13 +253,15 @@ void bind_engine(nb::module_& m) {
             config.max_logit_rows = max_logit_rows;
             config.max_queue = max_queue;
             config.enable_prefix_caching = enable_prefix_caching;
+            config.static_batching = static_batching;
             config.seed = seed;
             config.eos_ids = eos_ids;
             config.byte_table = byte_table;
             new (self) EngineConfig(std::move(config));
           },
           nb::kw_only(), "num_pages"_a, "max_model_len"_a, "max_num_seqs"_a, "max_num_batched_tokens"_a,
-          "max_logit_rows"_a, "max_queue"_a, "enable_prefix_caching"_a, "seed"_a, "eos_ids"_a, "byte_table"_a.none());
+          "max_logit_rows"_a, "max_queue"_a, "enable_prefix_caching"_a, "static_batching"_a = false, "seed"_a,
+          "eos_ids"_a, "byte_table"_a.none());
   nb::class_<Channel>(m, "Channel", "Where the results of requests go; see Engine.open_channel().")
       .def("poll", &Channel::poll, "timeout_s"_a, Release(),
            "Takes all new results, at most one per sequence; waits up to timeout_s for one.")

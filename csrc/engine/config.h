@@ -19,7 +19,8 @@ struct EngineConfig {
   int64_t max_logit_rows = 64;           // R, at least max_num_seqs
   int64_t max_queue = 512;               // requests that were submitted and not yet scheduled
   bool enable_prefix_caching = true;
-  uint64_t seed = 0;  // of requests that bring none
+  bool static_batching = false;  // nobody joins a batch that runs: for comparison with continuous batching
+  uint64_t seed = 0;             // of requests that bring none
   std::vector<int32_t> eos_ids;
   std::shared_ptr<const ByteTable> byte_table;  // nullptr: no text, stop strings are refused
 };

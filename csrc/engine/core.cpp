@@ -81,10 +81,14 @@ bool EngineCore::step() {
   run_step();
   erase_finished_requests();
   flush();
+  stats_.hand_over_s += monotonic_s() - charged_until_s_;
+  if (!scheduler_.has_work()) charged_until_s_ = 0.0;
   return true;
 }
 
 void EngineCore::run_step() {
+  const double begin = monotonic_s();
+  double charged_until = charged_until_s_ > 0.0 ? charged_until_s_ : begin;
   const StepPlan& plan = scheduler_.schedule();
   step_items_.assign(plan.items.begin(), plan.items.end());
   ++stats_.num_steps;
@@ -92,11 +96,23 @@ void EngineCore::run_step() {
     mark_scheduled(plan);
     Step& step = builder_.build(plan);
     step_ = &step;
+    const double forward_begin = monotonic_s();
+    step.sample_begin_s = 0.0;
     executor_->execute(step);
+    const double end = monotonic_s();
+    const double forward_end = step.sample_begin_s > 0.0 ? step.sample_begin_s : end;
+    stats_.schedule_s += forward_begin - begin;
+    stats_.forward_s += forward_end - forward_begin;
+    stats_.sample_s += end - forward_end;
+    charged_until_s_ = end;
+    charge(step_items_, end - charged_until);
+    charged_until = end;
     scheduler_.complete();
     stats_.num_failed_steps_in_a_row = 0;
   } catch (...) {
     const Cause cause = current_exception_cause();
+    charged_until_s_ = monotonic_s();
+    charge(step_items_, charged_until_s_ - charged_until);
     scheduler_.cancel();
     ++stats_.num_failed_steps;
     ++stats_.num_failed_steps_in_a_row;
@@ -116,6 +132,26 @@ void EngineCore::run_step() {
     } catch (...) {
       fail_sequence(s, current_exception_cause());
     }
+  }
+}
+
+// The engine's time from the end of one step's execution to that of the next is paid by the sequences of the latter, in
+// proportion to the tokens that they computed in it; what follows the last step before the engine is idle is paid by
+// nobody. Pages are paid for the same time by those that hold them: a shared page in equal parts, whoever computed.
+void EngineCore::charge(const std::vector<ScheduledTokens>& items, double seconds) {
+  int64_t num_tokens = 0;
+  for (const ScheduledTokens& item : items) num_tokens += item.count;
+  for (const ScheduledTokens& item : items) {
+    item.sequence->metrics.device_s += seconds * static_cast<double>(item.count) / static_cast<double>(num_tokens);
+    stats_.num_context_tokens += item.first + item.count;
+  }
+  if (num_tokens > 0) stats_.charged_s += seconds;
+  const PagePool& pool = cache_.pool();
+  for (Sequence* s : scheduler_.running()) {
+    double held = 0.0;
+    for (const int32_t page : s->pages) held += 1.0 / static_cast<double>(pool.references(page));
+    s->metrics.kv_page_s += held * seconds;
+    stats_.kv_page_s += held * seconds;
   }
 }
 
@@ -252,6 +288,7 @@ void EngineCore::finish(Sequence& s, RequestDelta&& delta) {
   scheduler_.remove(s);
   s.text.reset();
   delta.metrics = s.metrics;
+  if (delta.finish_reason == FinishReason::kAbort) stats_.aborted_s += s.metrics.device_s;
   if (--s.request->num_unfinished == 0) finished_.push_back(s.request->id);
   send_last(s, std::move(delta));
 }

@@ -47,6 +47,7 @@ class EngineCore {
   static RequestDelta error_delta(const Sequence& sequence, const Cause& cause) noexcept;
 
   void run_step();
+  void charge(const std::vector<ScheduledTokens>& items, double seconds);
   void mark_scheduled(const StepPlan& plan);
   void abort_abandoned();
   void fork_children(const Sequence& parent);
@@ -74,6 +75,7 @@ class EngineCore {
   std::vector<ScheduledTokens> step_items_;        // of the running step; outlives the plan
   const Step* step_ = nullptr;
   int64_t num_unscheduled_ = 0;
+  double charged_until_s_ = 0.0;  // 0: the engine was idle
   EngineStats stats_;
 };
 

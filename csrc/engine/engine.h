@@ -43,6 +43,15 @@ struct EngineStats {
   int64_t num_generated_tokens = 0;
   int64_t num_nonfinite_rows = 0;
   double last_step_s = 0.0;  // monotonic clock, 0: none yet
+  // Seconds since the start. What a request is charged adds up to charged_s; the parts are of all steps.
+  double charged_s = 0.0;
+  double aborted_s = 0.0;  // of that, charged to sequences that were aborted
+  double kv_page_s = 0.0;
+  double schedule_s = 0.0;
+  double forward_s = 0.0;
+  double sample_s = 0.0;
+  double hand_over_s = 0.0;
+  int64_t num_context_tokens = 0;  // whose K/V the forward passes read
 };
 
 class Engine {

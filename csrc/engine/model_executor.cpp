@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/fault.h"
+#include "engine/request.h"
 
 namespace fastllm {
 
@@ -60,6 +61,7 @@ void ModelExecutor::execute(Step& step) {
   float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
+  step.sample_begin_s = monotonic_s();
   const int64_t vocab = model_->spec.vocab_size;
   backend.sample({.logits = logits,
                   .num_rows = step.num_rows(),

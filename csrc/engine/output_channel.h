@@ -55,6 +55,8 @@ struct RequestMetrics {
   int64_t num_cached_tokens = 0;  // of the prompt, taken from the prefix cache
   int64_t num_generated_tokens = 0;
   int64_t num_preemptions = 0;
+  double device_s = 0.0;   // its share of the engine's time, see EngineCore::charge()
+  double kv_page_s = 0.0;  // pages times seconds; a page with several holders is shared by them
 };
 
 struct RequestDelta {

@@ -79,12 +79,19 @@ const StepPlan& Scheduler::schedule() {
     if (sequence->num_remaining() > 1) take(*sequence, chunk_size(*sequence));
   }
   // Who was just sent away would only take the pages back that were freed for others.
-  const bool may_admit = num_preemptions_ == preemptions_before || plan_.items.empty();
+  const bool is_settled = num_preemptions_ == preemptions_before || plan_.items.empty();
+  if (running_.empty()) is_batch_closed_ = false;
+  const bool may_admit = is_settled && !is_batch_closed_;
   while (may_admit && !waiting_.empty() && tokens_left_ > 0 && rows_left_ > 0 &&
          std::cmp_less(running_.size(), config_.max_num_seqs)) {
     Sequence& head = *waiting_.front();
     if (!try_admit(head)) break;
     take(head, chunk_size(head));
+  }
+  if (config_.static_batching) {
+    // Still open while the step's budget alone kept the next one out.
+    const bool is_full = std::cmp_greater_equal(running_.size(), config_.max_num_seqs);
+    if (is_full || (tokens_left_ > 0 && rows_left_ > 0)) is_batch_closed_ = true;
   }
   FASTLLM_CHECK(!plan_.items.empty() || !has_work(), waiting_.size(), " sequences wait and nothing can run");
   return plan_;

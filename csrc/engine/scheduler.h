@@ -9,6 +9,8 @@
 //      never stops halfway), with one page kept for each running sequence, or nothing behind it is looked at.
 // Progress: if nothing runs, every page is available, and a sequence that could not fit was refused at submission; so
 // the head is admitted. FCFS: whoever waits is overtaken only by better priorities.
+// With static_batching the third is closed from the moment when the batch is full, or nobody waits, until all of it has
+// ended. Sequences that have ended leave the batch and cost nothing more.
 // Waiting sequences hold no pages. Nothing here allocates after a sequence was added, so no step can run out of memory.
 #pragma once
 
@@ -86,6 +88,7 @@ class Scheduler {
   int64_t rows_left_ = 0;
   const Sequence* blocked_head_ = nullptr;  // did not fit when this many pages were available
   int64_t blocked_available_ = 0;
+  bool is_batch_closed_ = false;  // static batching: nobody joins those that run
   int64_t num_preemptions_ = 0;
   int64_t prefix_query_tokens_ = 0;
   int64_t prefix_hit_tokens_ = 0;

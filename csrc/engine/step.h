@@ -26,6 +26,8 @@ struct Step {
   std::vector<int32_t> block_table;  // [S, view.max_pages], padded with page 0
   std::vector<int64_t> slots;        // [T]
 
+  double sample_begin_s = 0.0;  // monotonic_s() between forward and sample, set by the executor; 0: not known
+
   std::vector<int32_t> copy_from;  // copy-on-write, before the forward pass
   std::vector<int32_t> copy_to;
 

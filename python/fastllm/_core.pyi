@@ -253,6 +253,12 @@ class RequestMetrics:
     @property
     def num_preemptions(self) -> int: ...
 
+    @property
+    def device_s(self) -> float: ...
+
+    @property
+    def kv_page_s(self) -> float: ...
+
 class RequestDelta:
     @property
     def request_id(self) -> int: ...
@@ -328,7 +334,7 @@ def sampling_param_table() -> list:
     """
 
 class EngineConfig:
-    def __init__(self, *, num_pages: int, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, max_logit_rows: int, max_queue: int, enable_prefix_caching: bool, seed: int, eos_ids: Sequence[int], byte_table: ByteTable | None) -> None: ...
+    def __init__(self, *, num_pages: int, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int, max_logit_rows: int, max_queue: int, enable_prefix_caching: bool, static_batching: bool = False, seed: int, eos_ids: Sequence[int], byte_table: ByteTable | None) -> None: ...
 
 class Channel:
     """Where the results of requests go; see Engine.open_channel()."""

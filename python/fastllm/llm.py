@@ -43,6 +43,8 @@ class LLM:
         num_threads: CPU threads; None: from affinity, cgroup quota and cores.
         seed: of requests that bring none.
         max_queue: waiting requests at most; more raise QueueFullError.
+        scheduler: ``"continuous"``: requests join and leave the batch in every step; ``"static"``: the next batch
+            begins when all of this one has ended (for comparison: slower, same texts).
         revision: of a hub id.
         show_progress: a progress bar while weights are loaded.
 
@@ -71,6 +73,7 @@ class LLM:
         num_threads: int | None = None,
         seed: int = 0,
         max_queue: int = 512,
+        scheduler: str = "continuous",
         revision: str | None = None,
         show_progress: bool = False,
     ) -> None:
@@ -96,6 +99,7 @@ class LLM:
                 num_threads=num_threads,
                 seed=seed,
                 max_queue=max_queue,
+                scheduler=scheduler,
                 revision=revision,
                 show_progress=show_progress,
             ),

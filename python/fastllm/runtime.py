@@ -33,6 +33,7 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
 _log = logging.getLogger("fastllm")
 LOAD_FORMATS = ("auto", "dummy")
+SCHEDULERS = ("continuous", "static")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class EngineOptions:
     num_threads: int | None = None
     seed: int = 0
     max_queue: int = 512
+    scheduler: str = "continuous"
     revision: str | None = None
     show_progress: bool = False
 
@@ -118,6 +120,7 @@ class Runtime:
             max_logit_rows=self.max_logit_rows,
             max_queue=options.max_queue,
             enable_prefix_caching=options.enable_prefix_caching,
+            static_batching=options.scheduler == "static",
             seed=options.seed,
             eos_ids=self.eos_token_ids,
             byte_table=self.tokenizer.byte_table if self.tokenizer is not None else None,
@@ -169,6 +172,7 @@ class Runtime:
             "max_num_seqs": self.options.max_num_seqs,
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "enable_prefix_caching": self.options.enable_prefix_caching,
+            "scheduler": self.options.scheduler,
             "eos_token_ids": self.eos_token_ids,
             "memory": {**dataclasses.asdict(self.memory), "total_bytes": self.memory.total_bytes},
             "engine": self.engine.stats(),
@@ -351,7 +355,12 @@ _INT_OPTIONS = {
     "seed": (0, 2**64 - 1),
     "max_queue": (1, 2**31 - 1),
 }
-_CHOICES = {"dtype": ("auto", *DTYPES), "kv_cache_dtype": ("auto", *DTYPES), "load_format": LOAD_FORMATS}
+_CHOICES = {
+    "dtype": ("auto", *DTYPES),
+    "kv_cache_dtype": ("auto", *DTYPES),
+    "load_format": LOAD_FORMATS,
+    "scheduler": SCHEDULERS,
+}
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "tokenizer": ((str, Path), "a directory"),
     "device": (str, "a string"),

@@ -102,6 +102,7 @@ class Simulation {
     config_.max_num_batched_tokens = config_.max_num_seqs + pick(0, 20);
     config_.max_logit_rows = config_.max_num_seqs + pick(0, 4);
     config_.enable_prefix_caching = chance(80);
+    config_.static_batching = chance(10);
     config_.seed = seed;
     if (chance(50)) config_.eos_ids = {static_cast<int32_t>(pick(0, config_.vocab_size - 1))};
     std::vector<std::string> names;

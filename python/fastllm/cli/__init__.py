@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fastllm.cli import bench, chat, generate, info, serve
+from fastllm.cli import bench, bench_serve, chat, generate, info, serve
 from fastllm.errors import FastLLMError, InvalidRequestError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -80,10 +80,15 @@ for _name, _command in (
     ("generate", generate.run),
     ("chat", chat.run),
     ("serve", serve.run),
-    ("bench", bench.run),
     ("info", info.run),
 ):
     app.command(_name)(_with_exit_codes(_command))
+
+# `fastllm bench` measures the engine, `fastllm bench serve` a server.
+_bench = typer.Typer(invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False)
+_bench.callback()(_with_exit_codes(bench.run))
+_bench.command("serve", context_settings={"allow_extra_args": True})(_with_exit_codes(bench_serve.run))
+app.add_typer(_bench, name="bench")
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ QWEN3_0_6B: dict[str, Any] = {
 
 
 def run(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +67,8 @@ def run(
     Prefill is compared with the peak of the arithmetic, decode with the bandwidth of reading the weights; both are
     measured in the same run. Decode is measured for one stream and for --batch of them.
     """
+    if context.invoked_subcommand is not None:
+        return
     progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     with progress, tempfile.TemporaryDirectory() as folder:
         task = progress.add_task("measuring", total=None)

@@ -74,6 +74,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Of requests that bring none.")] = 0,
     load_format: Annotated[str, typer.Option(help='"auto", or "dummy" for random weights.')] = "auto",
     max_queue: Annotated[int, typer.Option(help="Waiting requests at most; more get 503.")] = 512,
+    scheduler: Annotated[str, typer.Option(help='"continuous", or "static" to compare.')] = "continuous",
     request_timeout: Annotated[float | None, typer.Option(help="Seconds for a whole request; none by default.")] = None,
     send_timeout: Annotated[float, typer.Option(help="Seconds until a client that reads nothing is cut off.")] = 60.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds for running requests after SIGTERM.")] = 30.0,
@@ -155,6 +156,7 @@ def run(
         "seed": seed,
         "load_format": load_format,
         "max_queue": max_queue,
+        "scheduler": scheduler,
         "show_progress": sys.stderr.isatty(),
     }
     llm = AsyncLLM(model, **engine)

@@ -1,0 +1,49 @@
+"""scheduler="static": the same engine and texts, but nobody joins a batch that runs."""
+
+import random
+
+import pytest
+
+from fastllm import LLM, InvalidRequestError, SamplingParams
+
+SEED = 20261124
+
+
+def heavy_tailed(count):
+    """Prompts and output lengths as in W1 of `fastllm bench serve`."""
+    rng = random.Random(SEED)
+    prompts = [[rng.randint(40, 250) for _ in range(rng.randint(4, 60))] for _ in range(count)]
+    lengths = [min(round(6 * rng.paretovariate(1.05)), 400) for _ in range(count)]
+    return prompts, [SamplingParams(temperature=0.7, seed=i, max_tokens=n, ignore_eos=True) for i, n in
+                     enumerate(lengths)]  # fmt: skip
+
+
+def run(scheduler, prompts, params):
+    with LLM(scheduler=scheduler, max_num_seqs=32, max_model_len=512, kv_cache_tokens=32 * 512) as llm:
+        outputs = llm.generate(prompts, params)
+        return [output.outputs[0].token_ids for output in outputs], llm.info()["engine"]["num_steps"]
+
+
+def test_same_texts_in_more_than_twice_the_steps():
+    prompts, params = heavy_tailed(384)
+    continuous, few = run("continuous", prompts, params)
+    static, many = run("static", prompts, params)
+    print(f"steps: continuous {few}, static {many}, ratio {many / few:.2f}")
+    assert static == continuous
+    assert many >= 2.5 * few
+
+
+def test_nobody_joins_a_batch_that_runs():
+    with LLM(scheduler="static", max_num_seqs=4, max_model_len=256, kv_cache_tokens=2048) as llm:
+        params = [SamplingParams(max_tokens=n, ignore_eos=True, temperature=0) for n in (4, 4, 60, 4, 4, 4, 4, 4)]
+        outputs = llm.generate(["The os module"] * 8, params)
+    ends = [output.metrics.total_s for output in outputs]
+    starts = [output.metrics.queued_s for output in outputs]
+    # Arrival differs by less than a step's worth between requests of one call; order says the rest.
+    assert min(starts[i] for i in range(8) if starts[i] > ends[2] * 0.9) > max(ends[0], ends[1])
+    assert sum(start > ends[2] * 0.9 for start in starts) >= 4
+
+
+def test_an_unknown_scheduler_is_refused():
+    with pytest.raises(InvalidRequestError, match="continuous, static"):
+        LLM(scheduler="dynamic")
