@@ -26,6 +26,8 @@ class RequestMetrics:
         num_cached_tokens: of these, taken from the prefix cache.
         num_generated_tokens: over all sequences.
         num_preemptions: times the request lost its pages and was recomputed.
+        device_s: its share of the engine's time; those of all requests add up to the time that the engine worked.
+        kv_page_s: KV pages that it held, times seconds; a shared page counts in equal parts.
     """
 
     queued_s: float | None
@@ -36,6 +38,8 @@ class RequestMetrics:
     num_cached_tokens: int
     num_generated_tokens: int
     num_preemptions: int
+    device_s: float = 0.0
+    kv_page_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -160,6 +160,7 @@ class Runtime:
         device, _, isa = self._backend_name.partition(":")
         return {
             "model": str(self.folder),
+            "kv_page_bytes": self._live().kv_page_bytes(self.kv_dtype),
             "architecture": self._spec().architecture,
             "device": device,
             "backend": self._backend_name,
@@ -462,11 +463,14 @@ class RequestState:
         if params.prompt_logprobs is not None:
             self._prompt_logprobs = [None]
         self._metrics: Any = None
+        # Each sequence has its own, so far.
+        self._costs = [(0.0, 0.0)] * params.n
         self.error: Exception | None = None
 
     def add(self, delta: Any) -> None:
         """Takes one native RequestDelta."""
         self._metrics = delta.metrics
+        self._costs[delta.index] = (delta.metrics.device_s, delta.metrics.kv_page_s)
         if self._prompt_logprobs is not None:
             self._prompt_logprobs.extend(_logprob_dict(entry) for entry in delta.prompt_logprobs)
         if delta.error is not None:
@@ -493,7 +497,7 @@ class RequestState:
             prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
             outputs=[c.output() for c in self._completions],
             finished=self.finished,
-            metrics=_metrics(self._metrics, self.num_generated_tokens, len(self._prompt_token_ids)),
+            metrics=_metrics(self._metrics, self.num_generated_tokens, len(self._prompt_token_ids), self._costs),
         )
 
 
@@ -539,7 +543,7 @@ def _logprob_dict(entry: Any) -> dict[int, Logprob]:
     return found
 
 
-def _metrics(native: Any, num_generated: int, num_prompt: int) -> RequestMetrics:
+def _metrics(native: Any, num_generated: int, num_prompt: int, costs: Sequence[tuple[float, float]]) -> RequestMetrics:
     if native is None:
         return RequestMetrics(None, None, None, None, num_prompt, 0, 0, 0)
 
@@ -557,4 +561,6 @@ def _metrics(native: Any, num_generated: int, num_prompt: int) -> RequestMetrics
         num_cached_tokens=native.num_cached_tokens,
         num_generated_tokens=num_generated,
         num_preemptions=native.num_preemptions,
+        device_s=sum(device_s for device_s, _ in costs),
+        kv_page_s=sum(kv_page_s for _, kv_page_s in costs),
     )

@@ -89,6 +89,7 @@ def run(
     filter_words: Annotated[Path | None, typer.Option(help="File of words that neither come in nor go out.")] = None,
     filter_regex: Annotated[list[str] | None, typer.Option(help="The same as regular expression; several.")] = None,
     content_filter: Annotated[list[str] | None, typer.Option(help="Filter of one's own, module:Class.")] = None,
+    price_file: Annotated[Path | None, typer.Option(help="Prices by model name; see docs/server.md.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     disable_log_requests: Annotated[bool, typer.Option("--disable-log-requests", help="No line per request.")] = False,
 ) -> None:
@@ -104,7 +105,7 @@ def run(
         from fastllm.server.filters import load_filters
         from fastllm.server.log import set_up_logs
         from fastllm.server.run import serve
-        from fastllm.server.settings import read_api_keys
+        from fastllm.server.settings import read_api_keys, read_prices
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == "fastllm":
             raise
@@ -136,6 +137,7 @@ def run(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         filters=load_filters(word_file=filter_words, patterns=filter_regex or (), names=content_filter or ()),
+        prices=read_prices(price_file) if price_file is not None else {},
         log_json=log_json,
         log_requests=not disable_log_requests,
     )

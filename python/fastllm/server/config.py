@@ -6,6 +6,7 @@ import dataclasses
 import ipaddress
 
 from fastllm.errors import InvalidRequestError
+from fastllm.server.cost import Price
 from fastllm.server.filters import FilterChain
 from fastllm.server.openai.tools import STYLES
 
@@ -49,6 +50,7 @@ class ServerConfig:
         tool_call_parser: how the model writes calls: hermes, llama3_json, mistral, none; auto: by its chat template.
         reasoning_parser: "think" splits text between think tags off the answer; None does not.
         filters: content filters of prompts and answers.
+        prices: of each served model name; amounts are reported where there is one.
         enable_prompt_logprobs: allow ``echo`` together with ``logprobs``; costs a row of logits per prompt token.
     """
 
@@ -79,6 +81,7 @@ class ServerConfig:
     tool_call_parser: str = "auto"
     reasoning_parser: str | None = None
     filters: FilterChain | None = None
+    prices: dict[str, Price] = dataclasses.field(default_factory=dict)
     log_json: bool = False
     log_requests: bool = True
 
@@ -94,6 +97,8 @@ class ServerConfig:
             raise InvalidRequestError("reasoning_parser must be think, or absent")
         if not self.served_model_names or not all(self.served_model_names):
             raise InvalidRequestError("served_model_name must not be empty")
+        if unknown := self.prices.keys() - set(self.served_model_names):
+            raise InvalidRequestError(f"prices: {min(unknown)} is not a name of the served model")
         names = [key.name for key in self.api_keys]
         if len(set(names)) != len(names) or len({key.secret for key in self.api_keys}) != len(names):
             raise InvalidRequestError("API keys: two have the same name or the same secret")

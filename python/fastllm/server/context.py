@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from fastllm import AsyncLLM, RequestOutput
 from fastllm.server.config import ApiKey, ServerConfig
+from fastllm.server.cost import Cost, Price
 from fastllm.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class RequestContext:
     num_generated_tokens: int = 0
     # Of each engine request: time and tokens at its last output, for the inter-token times.
     _last: dict[int, tuple[float, int]] = dataclasses.field(default_factory=dict)
+    price: Price | None = None
+    # Of each engine request, so far: seconds of the engine, and pages times seconds.
+    _costs: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(request: Request) -> RequestContext:
@@ -50,6 +54,7 @@ class RequestContext:
     def check_model(self, name: str | None) -> str:
         """The name to report. 404 for a model that is not served."""
         names = self.config.served_model_names
+        self.price = self.config.prices.get(name if name is not None else names[0])
         if name is None:
             return names[0]
         if name not in names:
@@ -66,12 +71,20 @@ class RequestContext:
         limits = [limit for limit in (self.config.request_timeout_s, timeout_s) if limit is not None]
         return self.arrival + min(limits) if limits else None
 
+    @property
+    def cost(self) -> Cost:
+        """What the request has taken so far."""
+        device_s = sum(device_s for device_s, _ in self._costs.values())
+        page_s = sum(page_s for _, page_s in self._costs.values())
+        return Cost(device_s, page_s * self.server.page_bytes)
+
     def observe(self, number: int, output: RequestOutput) -> None:
         """Counts one output of an engine request."""
         now = time.monotonic()
         tokens = output.metrics.num_generated_tokens
         before = self._last.get(number)
         self._last[number] = (now, tokens)
+        self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
         if before is None:
             self.num_prompt_tokens += output.metrics.num_prompt_tokens
             self.num_generated_tokens += tokens

@@ -95,6 +95,7 @@ class Generation:
 
     Args:
         prompts: token ids of each; sequence i of prompt p has the index ``p * n + i``.
+        include_cost: of usage(): what the request has cost.
         renamed: engine's parameter name -> the endpoint's, for error texts.
     """
 
@@ -107,11 +108,13 @@ class Generation:
         priority: int | None = None,
         cache_salt: str | None = None,
         renamed: dict[str, str] | None = None,
+        include_cost: bool = False,
     ) -> None:
         self._context = context
         self._prompts = prompts
         self._params = params
         self._renamed = renamed
+        self._include_cost = include_cost
         key = context.key
         self._priority = (key.priority if key else 0) + (priority or 0)
         # A key's own salt comes first: no client can reach the prefixes of another key.
@@ -174,11 +177,13 @@ class Generation:
         """Counts so far, as OpenAI writes them."""
         generated = self.num_generated_tokens
         cached = sum(output.metrics.num_cached_tokens for output in self.latest if output is not None)
+        cost = {"cost": self._context.cost.fields(self._context.price)} if self._include_cost else {}
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": generated,
             "total_tokens": self.num_prompt_tokens + generated,
             "prompt_tokens_details": {"cached_tokens": cached},
+            **cost,
         }
 
 

@@ -28,10 +28,17 @@ def log_request(context: RequestContext, scope: Scope) -> None:
                 "key": context.key.name if context.key else None,
                 "prompt_tokens": context.num_prompt_tokens,
                 "generated_tokens": context.num_generated_tokens,
+                **_cost_fields(context),
                 "seconds": round(time.monotonic() - context.arrival, 4),
             }
         },
     )
+
+
+def _cost_fields(context: RequestContext) -> dict[str, object]:
+    """Of requests that reached the engine."""
+    cost = context.cost.fields(context.price)
+    return cost if cost["device_seconds"] else {}
 
 
 class _Plain(logging.Formatter):

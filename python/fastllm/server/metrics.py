@@ -5,9 +5,10 @@ Requests are counted on the event loop as they are answered; the engine's counte
 
 from __future__ import annotations
 
+import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -53,6 +54,8 @@ class Metrics(Observer):
         self.finished_reasons: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0})
         self.outcomes: Counter[str] = Counter()
         self.key_tokens: Counter[tuple[str, str]] = Counter()
+        self.device_s = self.kv_byte_s = 0.0
+        self.amounts: dict[str, float] = {}
         self.ttft, self.itl, self.e2e = Histogram(_TTFT), Histogram(_ITL), Histogram(_LATENCY)
         self.fine_ttft, self.fine_itl = Histogram(_FINE), Histogram(_FINE)
         self.queue, self.prefill, self.decode, self.inference = (Histogram(_LATENCY) for _ in range(4))
@@ -100,6 +103,12 @@ class Metrics(Observer):
             self.outcomes[context.outcome] += 1
             if context.outcome in ("disconnected", "slow_client", "request_timeout"):
                 self.finished_reasons["abort"] += 1
+        cost = context.cost
+        self.device_s += cost.device_s
+        self.kv_byte_s += cost.kv_byte_s
+        if (price := context.price) is not None:
+            amount = price.amount(cost.device_s, cost.kv_byte_s)
+            self.amounts[price.currency] = self.amounts.get(price.currency, 0.0) + amount
         if context.key is not None:
             self.key_tokens[context.key.name, "prompt"] += context.num_prompt_tokens
             self.key_tokens[context.key.name, "generation"] += context.num_generated_tokens
@@ -114,6 +123,7 @@ class _Counters(Collector):
         self._model = state.config.served_model_names[0]
         info = state.llm.info()
         self._plan = info["memory"]
+        self._token_bytes = state.page_bytes * int(info["engine"]["num_pages"]) / max(1, int(self._plan["kv_tokens"]))
         self._page_size = int(self._plan["kv_tokens"]) // max(1, int(info["engine"]["num_pages"]))
 
     def collect(self) -> Iterator[Metric]:
@@ -131,7 +141,7 @@ class _Counters(Collector):
         family.add_metric([self._model], value)
         return family
 
-    def _counters(self, name: str, text: str, labels: list[str], values: dict[Any, int]) -> Metric:
+    def _counters(self, name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
         family = CounterMetricFamily(name, text, labels=["model_name", *labels])
         for key, value in sorted(values.items()):
             family.add_metric([self._model, *((key,) if isinstance(key, str) else key)], value)
@@ -160,6 +170,13 @@ class _Counters(Collector):
         yield self._gauge("fastllm:kv_block_tokens", "Tokens of a KV page.", self._page_size)
         yield self._counter("fastllm:engine_steps", "Steps.", s["num_steps"])
         yield self._counter("fastllm:engine_failed_steps", "Steps that failed.", s["num_failed_steps"])
+        yield self._counter("fastllm:engine_busy_seconds", "Time with work.", s["charged_s"])
+        yield self._counter("fastllm:engine_aborted_seconds", "Of it, for requests that were aborted.", s["aborted_s"])
+        parts = {part: s[f"{part}_s"] for part in ("schedule", "forward", "sample", "hand_over")}
+        yield self._counters("fastllm:engine_step_seconds", "Time of steps by part.", ["part"], parts)
+        # Achieved bandwidth: the rate of this over that of the forward part, while steps decode.
+        read = s["num_steps"] * self._plan["weight_bytes"] + s["num_context_tokens"] * self._token_bytes
+        yield self._counter("fastllm:engine_read_bytes", "Weights once a step, and the K/V of all contexts.", read)
         yield self._counter("fastllm:nonfinite_rows", "Rows of logits with NaN or infinity.", s["num_nonfinite_rows"])
 
     def _requests(self) -> Iterator[Metric]:
@@ -189,16 +206,30 @@ class _Counters(Collector):
         yield self._counters("fastllm:request_outcomes", "Requests that did not end well, by kind.", ["kind"],
                              dict(m.outcomes))  # fmt: skip
         yield self._counters("fastllm:key_tokens", "Tokens by API key.", ["key", "kind"], dict(m.key_tokens))
+        yield self._counter("fastllm:request_device_seconds", "The engine's time of answered requests.", m.device_s)
+        yield self._counter("fastllm:request_kv_byte_seconds", "Their KV memory, times seconds.", m.kv_byte_s)
+        yield self._counters("fastllm:request_cost", "Their price.", ["currency"], m.amounts)
         plan = GaugeMetricFamily("fastllm:memory_plan_bytes", "The memory plan.", labels=["model_name", "purpose"])
         for purpose in ("budget", "weight", "activation", "kv", "total"):
             plan.add_metric([self._model, purpose], float(self._plan[f"{purpose}_bytes"]))
         yield plan
         yield self._gauge("fastllm:ready", "1 while /ready says 200.",
                           float(self._state.is_ready and not self._state.is_draining))  # fmt: skip
+        resident = resident_bytes() - float(self._plan["total_bytes"])
+        yield self._gauge("fastllm:memory_over_plan_bytes", "Resident memory less the whole plan.", resident)
         yield self._gauge("fastllm:uptime_seconds", "Since the start.", time.time() - self._state.started)
         info = GaugeMetricFamily("fastllm:build_info", "Version.", labels=["model_name", "version"])
         info.add_metric([self._model, fastllm.__version__], 1)
         yield info
+
+
+def resident_bytes() -> float:
+    """Memory of this process that is in RAM; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return float(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 async def metrics(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Files that a server is told by: API keys, and the YAML with the options of ``fastllm serve``."""
+"""Files that a server is told by: API keys, prices, and the YAML with the options of ``fastllm serve``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 
 from fastllm.errors import InvalidRequestError
 from fastllm.server.config import ApiKey
+from fastllm.server.cost import Price
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -54,3 +55,24 @@ def read_api_keys(path: Path) -> tuple[ApiKey, ...]:
                 raise InvalidRequestError(f"{path}: key {i}: {name} must be positive")
         keys.append(ApiKey(**entry))
     return tuple(keys)
+
+
+def read_prices(path: Path) -> dict[str, Price]:
+    """A YAML table: served model name -> currency, device_hour, kv_gib_hour. Raises InvalidRequestError."""
+    table = read_yaml(path)
+    if not isinstance(table, dict) or not table:
+        raise InvalidRequestError(f"{path}: expected model names with their prices")
+    known = {field.name for field in dataclasses.fields(Price)}
+    found = {}
+    for name, entry in table.items():
+        if not isinstance(name, str) or not isinstance(entry, dict) or not {"currency"} <= entry.keys() <= known:
+            raise InvalidRequestError(f"{path}: {name}: needs currency, and may have {', '.join(sorted(known))}")
+        currency = entry["currency"]
+        if not isinstance(currency, str) or not currency.isalnum() or len(currency) > 16:
+            raise InvalidRequestError(f"{path}: {name}: currency must be a short word")
+        for field, value in entry.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if field != "currency" and not (is_number and 0 <= value < 1e12):
+                raise InvalidRequestError(f"{path}: {name}: {field} must be a number from 0")
+        found[name] = Price(**entry)
+    return found

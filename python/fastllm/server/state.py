@@ -25,6 +25,7 @@ class ServerState:
     is_draining: bool = False
     max_model_len: int = 0
     max_num_seqs: int = 0
+    page_bytes: int = 0
     longest_step_s: float = 0.0
     # The watchdog's view: counters at its last look, and since when they stand still while there is work.
     num_steps: int = -1
@@ -34,6 +35,7 @@ class ServerState:
         info = self.llm.info()
         self.max_model_len = int(info["max_model_len"])
         self.max_num_seqs = int(info["max_num_seqs"])
+        self.page_bytes = int(info["kv_page_bytes"])
         self.tool_style = tool_style(self.config.tool_call_parser, self.llm.chat_template)
 
     @property

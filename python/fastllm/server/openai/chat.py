@@ -123,6 +123,7 @@ class _Chat:
             self.params,
             priority=self.body.priority,
             cache_salt=self.body.cache_salt,
+            include_cost=bool(self.body.include_cost),
             renamed=self.renamed,
         )
 

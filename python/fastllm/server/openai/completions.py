@@ -94,7 +94,12 @@ class _Completion:
         if self.echo:
             self.texts = [self._decoded(ids) for ids in self.prompts]
         self.generation = Generation(
-            self.context, self.prompts, self.params, priority=self.body.priority, cache_salt=self.body.cache_salt
+            self.context,
+            self.prompts,
+            self.params,
+            priority=self.body.priority,
+            cache_salt=self.body.cache_salt,
+            include_cost=bool(self.body.include_cost),
         )
 
     def _decoded(self, ids: list[int]) -> str:

@@ -57,6 +57,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     allowed_token_ids: list[Int] | None = None
     priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | None = None
     cache_salt: str | None = None
+    include_cost: bool | None = None
     request_timeout: Annotated[float, msgspec.Meta(gt=0, le=86400)] | None = None
 
 
