@@ -33,17 +33,6 @@ def test_same_texts_in_more_than_twice_the_steps():
     assert many >= 2.5 * few
 
 
-def test_nobody_joins_a_batch_that_runs():
-    with LLM(scheduler="static", max_num_seqs=4, max_model_len=256, kv_cache_tokens=2048) as llm:
-        params = [SamplingParams(max_tokens=n, ignore_eos=True, temperature=0) for n in (4, 4, 60, 4, 4, 4, 4, 4)]
-        outputs = llm.generate(["The os module"] * 8, params)
-    ends = [output.metrics.total_s for output in outputs]
-    starts = [output.metrics.queued_s for output in outputs]
-    # Arrival differs by less than a step's worth between requests of one call; order says the rest.
-    assert min(starts[i] for i in range(8) if starts[i] > ends[2] * 0.9) > max(ends[0], ends[1])
-    assert sum(start > ends[2] * 0.9 for start in starts) >= 4
-
-
 def test_an_unknown_scheduler_is_refused():
     with pytest.raises(InvalidRequestError, match="continuous, static"):
         LLM(scheduler="dynamic")

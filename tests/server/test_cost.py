@@ -21,6 +21,12 @@ def server():
         serving.wait_until_idle()
 
 
+def settle(server):
+    """Requests are counted when their answer has been sent, so a client may be ahead of the counters."""
+    wait_for(lambda: not server.server.server_state.tasks)
+    server.wait_until_idle()
+
+
 def idle_stats(llm):
     """The engine publishes its counters after it has handed over the last output."""
     wait_for(lambda: llm.info()["engine"]["num_running"] == 0)
@@ -68,11 +74,12 @@ def test_usage_has_the_cost_where_asked(server):
 
 
 def test_metrics_and_logs_add_up(server, caplog):
+    settle(server)
     before = samples(server)
     with caplog.at_level(logging.INFO, logger="fastllm.server.request"):
         for i in range(3):
             server.post("/v1/completions", {"prompt": ["The os", f"A {i}"], "n": 2, "max_tokens": 30})
-    server.wait_until_idle()
+    settle(server)
     after = samples(server)
 
     def grown(name):
