@@ -67,6 +67,7 @@ class CpuBackend final : public Backend {
 
   [[nodiscard]] int64_t packed_bytes(const WeightDesc& desc) const override;
   void pack(const PackedWeight& to, const WeightSlice& slice) override;
+  void pack_codes(const PackedWeight& to, const CodeSlice& slice) override;
   [[nodiscard]] int64_t page_size() const override { return kPageTokens; }
   [[nodiscard]] int64_t kv_page_bytes(const KvSpec& spec) const override;
   [[nodiscard]] int64_t scratch_bytes(const OpLimits& limits) const override;

@@ -16,6 +16,9 @@ Elem elem_of(WeightFormat format) {
       return Elem::kBF16;
     case WeightFormat::kF16:
       return Elem::kF16;
+    case WeightFormat::kInt8:
+    case WeightFormat::kInt4:
+      break;
   }
   fail(ErrorKind::kInternal, "cpu: unknown weight format");
 }
@@ -120,6 +123,10 @@ void CpuBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
       }
     });
   });
+}
+
+void CpuBackend::pack_codes(const PackedWeight&, const CodeSlice&) {
+  fail(ErrorKind::kUnsupportedModel, "cpu: integer weights are not there yet");
 }
 
 int64_t CpuBackend::kv_page_bytes(const KvSpec& spec) const { return PageLayout(spec).page_bytes; }

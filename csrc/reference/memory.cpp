@@ -17,6 +17,9 @@ DType dtype_of(WeightFormat format) {
       return DType::kBF16;
     case WeightFormat::kF16:
       return DType::kF16;
+    case WeightFormat::kInt8:
+    case WeightFormat::kInt4:
+      break;
   }
   fail(ErrorKind::kInternal, "unknown weight format");
 }
@@ -36,6 +39,10 @@ void ReferenceBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
       }
     });
   });
+}
+
+void ReferenceBackend::pack_codes(const PackedWeight&, const CodeSlice&) {
+  fail(ErrorKind::kUnsupportedModel, "reference: integer weights are not there yet");
 }
 
 float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k) {
