@@ -10,7 +10,7 @@ FASTLLM_DECLARE_KERNELS(bf16)
 #endif
 
 #define FASTLLM_KERNEL_TABLE(isa) \
-  {isa::kLinearKernels, &isa::kAttentionKernels, &isa::kElementwiseKernels, &isa::kProbeKernels}
+  {isa::kLinearKernels, &isa::kAttentionKernels, &isa::kElementwiseKernels, &isa::kSamplingKernels, &isa::kProbeKernels}
 
 namespace fastllm::cpu {
 namespace {

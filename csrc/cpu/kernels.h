@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/sampling_scans.h"
+
 namespace fastllm::cpu {
 
 enum class Elem : uint8_t { kF32, kBF16, kF16 };
@@ -161,6 +163,7 @@ struct KernelTable {
   const LinearEntry* linear;  // [kNumElems]
   const AttentionKernels* attention;
   const ElementwiseKernels* elementwise;
+  const SampleScans* sampling;
   const ProbeKernels* probe;
 };
 
@@ -172,5 +175,6 @@ struct KernelTable {
   extern const LinearEntry kLinearKernels[];           \
   extern const AttentionKernels kAttentionKernels;     \
   extern const ElementwiseKernels kElementwiseKernels; \
+  extern const SampleScans kSamplingKernels;           \
   extern const ProbeKernels kProbeKernels;             \
   }
