@@ -95,10 +95,9 @@ struct LogSoftmax {
   }
 };
 
-LogSoftmax log_softmax(std::span<const float> raw, const SampleScans* scans, const SampleScratch& scratch) {
+LogSoftmax log_softmax(std::span<const float> raw, const SampleScans* scans, float top, const SampleScratch& scratch) {
   if (scans != nullptr) {
-    const float largest = scans->largest(raw.data(), std::ssize(raw));
-    return {static_cast<double>(largest), std::log(sampling::sum_of_exp(*scans, raw, largest, 1.0f, scratch))};
+    return {static_cast<double>(top), std::log(sampling::sum_of_exp(*scans, raw, top, 1.0f, scratch))};
   }
   const double largest = static_cast<double>(find_largest(raw, {}).logit);
   double sum = 0.0;
@@ -203,13 +202,13 @@ int32_t draw(std::span<const float> logits, std::span<const int32_t> allowed, co
 
 // After penalties and bias: the token, or -1 if none is left or a penalty overflowed.
 //
-// With scans, ids that cannot be drawn are set aside first; the arithmetic on the others is the same, and so is the
-// token. Where the scans cannot tell, every id is looked at.
-int32_t choose(std::span<const float> logits, const SampleRow& row, const SampleScans* scans,
+// With scans (`top` is then the largest logit), ids that cannot be drawn are set aside first; the arithmetic on the
+// others is the same, and so is the token. Where the scans cannot tell, every id is looked at.
+int32_t choose(std::span<const float> logits, const SampleRow& row, const SampleScans* scans, float top,
                const SampleScratch& scratch) {
   if (!row.allowed.empty()) scans = nullptr;
   const Candidate largest =
-      scans != nullptr ? sampling::find_largest(*scans, logits, scratch) : find_largest(logits, row.allowed);
+      scans != nullptr ? sampling::find_first(*scans, logits, top, scratch) : find_largest(logits, row.allowed);
   if (largest.token < 0 || largest.logit == kInfinity) return -1;
   if (row.temperature < kGreedyTemperature) return largest.token;
   const Weigher weigher{static_cast<double>(largest.logit), static_cast<double>(row.temperature)};
@@ -219,10 +218,10 @@ int32_t choose(std::span<const float> logits, const SampleRow& row, const Sample
   const std::size_t num_allowed = allowed.empty() ? logits.size() : allowed.size();
   const bool has_top_k = k > 0 && k < num_allowed;
   if (has_top_k) {
-    const std::span<Candidate> top = select_top(logits, allowed, k, scans, scratch);
-    const Candidate last = *std::ranges::max_element(top, comes_before);
+    const std::span<Candidate> first = select_top(logits, allowed, k, scans, scratch);
+    const Candidate last = *std::ranges::max_element(first, comes_before);
     if (last.logit > -kInfinity) cutoff = {last.logit, last.token};
-    if (scans != nullptr) allowed = sampling::ids_of(top, scratch);
+    if (scans != nullptr) allowed = sampling::ids_of(first, scratch);
   } else if (scans != nullptr) {
     const sampling::Narrowed narrowed = sampling::narrow(*scans, logits, row, weigher, scratch);
     if (narrowed.token >= 0) return narrowed.token;
@@ -252,16 +251,18 @@ SampleResult sample_row(std::span<float> logits, const SampleRow& row, const Sam
   std::fill_n(row.top_tokens, row.num_top, -1);
   std::fill_n(row.top_logprobs, row.num_top, -kInfinity);
   if (std::ssize(logits) < kMinScanned) scans = nullptr;
+  float top = 0.0f;  // with scans
   const auto is_finite = [&] {
-    if (scans != nullptr) return std::isfinite(scans->largest(logits.data(), std::ssize(logits)));
-    return !has_nan_or_positive_infinity(logits) && find_largest(logits, {}).token >= 0;
+    if (scans == nullptr) return !has_nan_or_positive_infinity(logits) && find_largest(logits, {}).token >= 0;
+    top = scans->largest(logits.data(), std::ssize(logits));
+    return std::isfinite(top);
   };
   if (!is_finite()) return result;
 
   std::span<const float> raw = logits;
   LogSoftmax logprob_of;
   if (row.wants_logprob || row.num_top > 0) {
-    logprob_of = log_softmax(raw, scans, scratch);
+    logprob_of = log_softmax(raw, scans, top, scratch);
     write_top(raw, logprob_of, row, scans, scratch);
   }
   if (row.forced_token >= 0) {
@@ -274,7 +275,7 @@ SampleResult sample_row(std::span<float> logits, const SampleRow& row, const Sam
     apply_penalties(logits, row);
     // Before the choice is trusted: a penalty may overflow, and a NaN would hide from every comparison.
     if ((!row.counts.empty() || !row.bias.empty()) && !is_finite()) return result;
-    result.token = choose(logits, row, scans, scratch);
+    result.token = choose(logits, row, scans, top, scratch);
     if (result.token < 0) return result;
   }
   result.is_finite = true;

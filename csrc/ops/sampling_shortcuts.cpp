@@ -67,24 +67,21 @@ int32_t draw_from_all(std::span<const float> logits, const SampleRow& row, const
 
 }  // namespace
 
-Candidate find_largest(const SampleScans& scans, std::span<const float> logits, const SampleScratch& scratch) {
-  const float largest = scans.largest(logits.data(), std::ssize(logits));
-  if (!(largest > -kInfinity)) return {0.0, -kInfinity, -1};
+Candidate find_first(const SampleScans& scans, std::span<const float> logits, float top, const SampleScratch& scratch) {
   int64_t begin = 0;
-  constexpr int64_t kOneVector = 16;
-  scans.collect(logits.data(), &begin, std::ssize(logits), largest, scratch.ids.data(), kOneVector);
-  return {0.0, largest, scratch.ids[0]};
+  constexpr int64_t kOneVector = 16;  // collect() stops after the first one
+  scans.collect(logits.data(), &begin, std::ssize(logits), top, scratch.ids.data(), kOneVector);
+  return {0.0, top, scratch.ids[0]};
 }
 
 std::span<Candidate> select_top(const SampleScans& scans, std::span<const float> logits, std::size_t k,
                                 const SampleScratch& scratch) {
   TopBuffer top(scratch.candidates, k);
-  // The threshold rises as better ones are found, so it is renewed often at first.
-  int64_t capacity = std::min<int64_t>(kMaxListed, 64);
+  constexpr int64_t kListed = 64;  // few: the threshold rises as better ones are found
   for (int64_t begin = 0; begin < std::ssize(logits);) {
     const float threshold = top.worst() == -kInfinity ? -kInfinity : std::nextafter(top.worst(), kInfinity);
     const int64_t count =
-        scans.collect(logits.data(), &begin, std::ssize(logits), threshold, scratch.ids.data(), capacity);
+        scans.collect(logits.data(), &begin, std::ssize(logits), threshold, scratch.ids.data(), kListed);
     for (const int32_t id : scratch.ids.first(static_cast<std::size_t>(count))) {
       top.add(id, logits[static_cast<std::size_t>(id)]);
     }

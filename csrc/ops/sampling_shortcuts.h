@@ -5,7 +5,8 @@
 
 namespace fastllm::sampling {
 
-Candidate find_largest(const SampleScans& scans, std::span<const float> logits, const SampleScratch& scratch);
+// The first candidate, whose logit `top` is finite.
+Candidate find_first(const SampleScans& scans, std::span<const float> logits, float top, const SampleScratch& scratch);
 std::span<Candidate> select_top(const SampleScans& scans, std::span<const float> logits, std::size_t k,
                                 const SampleScratch& scratch);
 double sum_of_exp(const SampleScans& scans, std::span<const float> logits, float largest, float temperature,
