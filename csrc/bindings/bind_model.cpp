@@ -1,6 +1,7 @@
 // Model: spec + backend + weights; fill them, then start an engine. Also the limits of the machine.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -148,7 +149,7 @@ void bind_model(nb::module_& m) {
              WeightPlan plan{format_of(parse_float_dtype(dtype)), std::move(formats)};
              return std::make_shared<Model>(spec, make_backend(device, num_threads), std::move(plan));
            }),
-           "spec"_a, nb::kw_only(), "device"_a, "num_threads"_a, "dtype"_a, "formats"_a = Formats{},
+           "spec"_a, nb::kw_only(), "device"_a, "num_threads"_a, "dtype"_a, "formats"_a,
            "`dtype` is the type of the matrices that `formats` does not name.")
       .def_prop_ro("spec", [](const Model& self) { return self.spec; })
       .def_prop_ro("backend_name", [](const Model& self) { return std::string(self.backend->name()); })

@@ -8,6 +8,7 @@
 #include "core/buffer.h"
 #include "core/checksum.h"
 #include "model/weight_slots.h"
+#include "ops/quantize_rows.h"
 
 namespace fastllm {
 namespace {
@@ -33,6 +34,9 @@ uint64_t add_probe(uint64_t sum, WeightDesc desc, Backend& backend) {
   std::vector<uint8_t> codes(numbers);
   std::vector<float> scales(parameters);
   std::vector<uint8_t> zeros(parameters);
+  std::vector<uint8_t> rounded(numbers);
+  std::vector<float> rounded_scales(parameters);
+  std::vector<uint8_t> rounded_zeros(parameters);
   for (int64_t expert = 0; expert < desc.num_experts; ++expert) {
     uint64_t state = static_cast<uint64_t>(expert) + 1;
     const auto next = [&state] { return static_cast<uint32_t>((state = state * 6364136223846793005u + 1) >> 40); };
@@ -41,6 +45,9 @@ uint64_t add_probe(uint64_t sum, WeightDesc desc, Backend& backend) {
     for (float& x : scales) x = static_cast<float>(next() % 255 + 1);
     for (uint8_t& x : zeros) x = static_cast<uint8_t>(next() & 15);
     if (is_integer(desc.format)) {
+      quantize_rows({desc.format, desc.group, desc.scale_dtype, desc.has_zeros, true}, values.data(), desc.n, desc.k,
+                    {rounded.data(), rounded_scales.data(), desc.has_zeros ? rounded_zeros.data() : nullptr});
+      sum = checksum(std::as_bytes(std::span(rounded)), sum);
       backend.pack_codes(to, {codes.data(), scales.data(), desc.has_zeros ? zeros.data() : nullptr, 0, desc.n, expert});
     } else {
       backend.pack(to, {values.data(), DType::kF32, desc.k, 1, 0, desc.n, expert});

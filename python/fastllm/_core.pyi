@@ -394,7 +394,7 @@ def checksum(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C'
 class Model:
     """A model on a device: plan its memory, fill its weights, start engines."""
 
-    def __init__(self, spec: ModelSpec, *, device: str, num_threads: int, dtype: str, formats: Mapping[str, MatrixFormat] = {}) -> None:
+    def __init__(self, spec: ModelSpec, *, device: str, num_threads: int, dtype: str, formats: Mapping[str, MatrixFormat]) -> None:
         """`dtype` is the type of the matrices that `formats` does not name."""
 
     @property
@@ -419,7 +419,7 @@ class Model:
 
     def fill_matrix(self, *, name: str, address: int, dtype: str, num_rows: int, num_cols: int, row_stride: int, col_stride: int, row_begin: int, expert: int) -> None: ...
 
-    def fill_codes(self, *, name: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], zeros: "std::optional<ndarray<unsigned char const, detail::shape<-1l, -1l>, c_contig, device::cpu> >" | None, row_begin: int, expert: int) -> None:
+    def fill_codes(self, *, name: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], zeros: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, row_begin: int, expert: int) -> None:
         """
         Rows of an integer matrix: codes [R, K], scales [R, groups], zeros [R, groups] or None.
         """
