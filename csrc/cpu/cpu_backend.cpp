@@ -60,7 +60,9 @@ Scratch Scratch::take(Arena& arena, const OpLimits& limits, int num_threads) {
   for (int i = 0; i < num_threads; ++i) {
     PerThread t;
     t.q = arena.take<float>(kAttentionRows * padded_dim);
+    t.packed_q = arena.take<std::byte>(kAttentionRows * padded_dim * 4);
     t.scores = arena.take<float>(kAttentionRows * kTileTokens);
+    t.weights = arena.take<int16_t>(kAttentionRows * kTileTokens);
     t.sum = take_state();
     t.tile = take_state();
     t.begin = arena.take<int32_t>(kAttentionRows);
