@@ -19,7 +19,7 @@ from fastllm.errors import (
 )
 from fastllm.llm import LLM
 from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from fastllm.params import SamplingParams
+from fastllm.params import SamplingParams, StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -37,6 +37,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "UnsupportedModelError",
 ]
 __version__ = "0.1.0"

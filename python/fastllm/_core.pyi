@@ -352,7 +352,17 @@ class Engine:
 
     def open_channel(self) -> Channel: ...
 
-    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '') -> int: ...
+    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', mask_key: int = 0, first_mask: bytes | None = None) -> int: ...
+
+    def poll_mask_tasks(self, timeout_s: float) -> list[tuple[int, int, int, int]]:
+        """
+        Waits for (mask_key, request_id, index, token): the mask after this token is wanted. Token -1: the request with this key has ended.
+        """
+
+    def reply_masks(self, replies: Sequence[tuple[int, int, bytes | None, str]]) -> None:
+        """
+        (request_id, index, mask, error): the mask, as bytes with the bit i % 8 of byte i // 8 set if token i is allowed. None: the sequence ends, because the grammar is complete or with this error.
+        """
 
     def abort(self, request_id: int) -> None: ...
 
