@@ -399,6 +399,7 @@ struct OpsSampleRow {
   std::vector<TokenCount> counts;
   std::vector<LogitBias> bias;
   std::vector<int32_t> allowed;
+  std::vector<uint32_t> mask;
   std::vector<int32_t> top_tokens;
   std::vector<float> top_logprobs;
 };
@@ -419,6 +420,7 @@ nb::list sample(const Owner& self, const OutArray& logits, const std::vector<Ops
     p.row.counts = p.counts;
     p.row.bias = p.bias;
     p.row.allowed = p.allowed;
+    p.row.mask = p.mask;
     p.row.top_tokens = p.top_tokens.data();
     p.row.top_logprobs = p.top_logprobs.data();
     rows.push_back(p.row);
@@ -477,8 +479,8 @@ void bind_ops(nb::module_& m) {
           [](OpsSampleRow* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
              float frequency_penalty, float presence_penalty, uint64_t seed, uint64_t sequence, uint64_t position,
              const std::vector<std::tuple<int32_t, int32_t, bool>>& counts,
-             const std::vector<std::pair<int32_t, float>>& bias, std::vector<int32_t> allowed, bool wants_logprob,
-             int32_t num_top, int32_t forced_token) {
+             const std::vector<std::pair<int32_t, float>>& bias, std::vector<int32_t> allowed,
+             std::vector<uint32_t> mask, bool wants_logprob, int32_t num_top, int32_t forced_token) {
             new (self) OpsSampleRow{};
             self->row = {temperature,
                          top_k,
@@ -493,6 +495,7 @@ void bind_ops(nb::module_& m) {
                          {},
                          {},
                          {},
+                         {},
                          wants_logprob,
                          num_top,
                          nullptr,
@@ -502,10 +505,11 @@ void bind_ops(nb::module_& m) {
               self->counts.push_back({token, in_output, in_prompt});
             for (const auto& [token, value] : bias) self->bias.push_back({token, value});
             self->allowed = std::move(allowed);
+            self->mask = std::move(mask);
           },
           nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a,
           "frequency_penalty"_a, "presence_penalty"_a, "seed"_a, "sequence"_a, "position"_a, "counts"_a, "bias"_a,
-          "allowed"_a, "wants_logprob"_a, "num_top"_a, "forced_token"_a);
+          "allowed"_a, "mask"_a, "wants_logprob"_a, "num_top"_a, "forced_token"_a);
 
   nb::class_<OpsBackend>(m, "OpsBackend")
       .def(nb::init<const std::string&, int>(), "device"_a, "num_threads"_a = 0)

@@ -58,10 +58,12 @@ void ModelExecutor::execute(Step& step) {
   if (!step.copy_from.empty()) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
+  const double forward_begin_s = monotonic_s();
   float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
+  step.before_sample(step.sample_begin_s - forward_begin_s);
   const int64_t vocab = model_->spec.vocab_size;
   backend.sample({.logits = logits,
                   .num_rows = step.num_rows(),

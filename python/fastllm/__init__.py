@@ -20,7 +20,7 @@ from fastllm.errors import (
 )
 from fastllm.llm import LLM
 from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from fastllm.params import SamplingParams
+from fastllm.params import SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from fastllm.async_llm import AsyncLLM
@@ -41,6 +41,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "UnsupportedModelError",
 ]
 __version__ = "0.1.0"

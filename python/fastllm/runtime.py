@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
 from fastllm.memory import format_bytes
 from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from fastllm.params import SamplingParams
+from fastllm.params import SamplingParams, StructuredOutputsParams
+from fastllm.structured.compiler import Grammar, GrammarCompiler
+from fastllm.structured.masks import MaskWorker
 from fastllm.text.chat_template import ChatTemplate, load_chat_template
 from fastllm.text.tokenizer import Tokenizer
 
@@ -71,6 +74,15 @@ class PreparedRequest:
     token_ids: list[int]
     params: SamplingParams
     native_params: dict[str, Any]
+    grammar: Grammar | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Structured:
+    """What structured outputs need; made for the first request that wants them."""
+
+    compiler: GrammarCompiler
+    worker: MaskWorker
 
 
 class Runtime:
@@ -137,6 +149,7 @@ class Runtime:
         self._backend_name = native.backend_name
         self._num_threads = native.num_threads
         self._close_lock = threading.Lock()
+        self._structured: Structured | None = None
         # Ends the native thread at interpreter exit, before modules are torn down, without keeping self alive.
         self._finalizer = weakref.finalize(self, _close_engine, self.engine, os.getpid())
         _register_exit_hook()
@@ -271,6 +284,8 @@ class Runtime:
         with self._close_lock:
             self._finalizer()
             self._native = None
+            if self._structured is not None:
+                self._structured.compiler.close()
 
     # Requests.
 
@@ -307,10 +322,25 @@ class Runtime:
         """Queues one request on a channel. Raises InvalidRequestError, QueueFullError, EngineClosedError."""
         return self.submit_prepared(self.prepare(prompt, params), channel, priority=priority, cache_salt=cache_salt)
 
-    def prepare(self, prompt: Prompt, params: SamplingParams) -> PreparedRequest:
-        """The slow part of a submission, tokenizing: may run on any thread."""
+    def prepare(self, prompt: Prompt, params: SamplingParams, grammar: Grammar | None = None) -> PreparedRequest:
+        """The slow part of a submission, tokenizing: may run on any thread. Waits for the grammar unless it is given."""
         text, ids = self._prompt_ids(prompt)
-        return PreparedRequest(text, ids, params, self._native_params(params))
+        native_params = self._native_params(params)
+        if grammar is None and params.structured_outputs is not None:
+            grammar = self.compile(params.structured_outputs).result()
+        return PreparedRequest(text, ids, params, native_params, grammar)
+
+    def compile(self, params: StructuredOutputsParams) -> Future[Grammar]:
+        """Compiles a grammar on a thread of its own. Raises InvalidRequestError, QueueFullError, EngineClosedError."""
+        return self._structured_outputs().compiler.submit(params)
+
+    def _structured_outputs(self) -> Structured:
+        with self._close_lock:
+            self._live()
+            if self._structured is None:
+                compiler = GrammarCompiler(self._tokenizer(), self._vocab_size, self.eos_token_ids)
+                self._structured = Structured(compiler, MaskWorker(self.engine, self._vocab_size))
+            return self._structured
 
     def submit_prepared(
         self, request: PreparedRequest, channel: Any, *, priority: int = 0, cache_salt: str = ""
@@ -320,7 +350,17 @@ class Runtime:
             raise InvalidRequestError(f"priority = {priority!r} must be an integer of 64 bits")
         if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
             raise InvalidRequestError(f"cache_salt = {cache_salt!r} must be a str without lone surrogates")
-        request_id = self.engine.submit(request.token_ids, request.native_params, channel, priority, cache_salt)
+        arguments = (request.token_ids, request.native_params, channel, priority, cache_salt)
+        if request.grammar is None:
+            request_id = self.engine.submit(*arguments)
+        else:
+            worker = self._structured_outputs().worker
+            key = worker.register(request.grammar)
+            try:
+                request_id = self.engine.submit(*arguments, key, request.grammar.first_mask)
+            except BaseException:
+                worker.forget(key)
+                raise
         return RequestState(request_id, request.prompt, request.token_ids, request.params)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[str | None, list[int]]:
@@ -346,6 +386,7 @@ class Runtime:
                 "SamplingParams.from_dict() makes one of names and values"
             )
         values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+        del values["structured_outputs"]  # the engine sees masks only
         for name in ("stop", "stop_token_ids", "bad_words", "banned_token_ids", "logit_bias"):
             if values[name] is None:
                 del values[name]
