@@ -597,12 +597,19 @@ class RequestState:
 
     def output(self) -> RequestOutput:
         """The request as it is now."""
+        return self._output([c.output() for c in self._completions])
+
+    def new_output(self) -> RequestOutput:
+        """What has come since the last call: sequences without news are left out, the others have only what is new."""
+        return self._output([c.new_output() for c in self._completions if c.has_news])
+
+    def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
         return RequestOutput(
             request_id=str(self.request_id),
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
             prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
-            outputs=[c.output() for c in self._completions],
+            outputs=outputs,
             finished=self.finished,
             metrics=_metrics(self._metrics, self.num_generated_tokens, len(self._prompt_token_ids), self._costs),
         )
@@ -617,8 +624,11 @@ class _Completion:
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.has_news = False
+        self._num_taken_pieces = self._num_taken_tokens = 0
 
     def add(self, delta: Any) -> None:
+        self.has_news = True
         if delta.text:
             self.pieces.append(delta.text)
         self.token_ids.extend(delta.token_ids)
@@ -636,6 +646,22 @@ class _Completion:
             text="".join(self.pieces),
             token_ids=list(self.token_ids),
             logprobs=None if self.logprobs is None else list(self.logprobs),
+            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def new_output(self) -> CompletionOutput:
+        text = "".join(self.pieces[self._num_taken_pieces :])
+        token_ids = self.token_ids[self._num_taken_tokens :]
+        logprobs = None if self.logprobs is None else self.logprobs[self._num_taken_tokens :]
+        self._num_taken_pieces, self._num_taken_tokens = len(self.pieces), len(self.token_ids)
+        self.has_news = False
+        return CompletionOutput(
+            index=self.index,
+            text=text,
+            token_ids=token_ids,
+            logprobs=logprobs,
             cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
