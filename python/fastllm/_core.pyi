@@ -4,7 +4,7 @@ The native core of fastllm. The public interface is the package `fastllm`.
 
 from collections.abc import Mapping, Sequence
 import enum
-from typing import Annotated
+from typing import Annotated, overload
 
 import numpy
 from numpy.typing import NDArray
@@ -21,7 +21,11 @@ def cpu_isa_levels() -> list[str]:
     """
 
 class OpsWeight:
+    @overload
     def __init__(self, backend: OpsBackend, array: Annotated[NDArray, dict(device='cpu', writable=False)], dtype: str | None = None) -> None: ...
+
+    @overload
+    def __init__(self, backend: OpsBackend, codes: Annotated[NDArray, dict(device='cpu', writable=False)], scales: Annotated[NDArray, dict(device='cpu', writable=False)], zeros: Annotated[NDArray, dict(device='cpu', writable=False)] | None, *, group: int, format: str, act: str, scale_dtype: str) -> None: ...
 
     @property
     def shape(self) -> tuple[int, int, int]: ...
