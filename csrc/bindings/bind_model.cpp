@@ -2,6 +2,8 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+// Model: spec + backend + weights; fill them, then start an engine or a scorer. Also the limits of the machine.
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -16,6 +18,7 @@
 #include "engine/engine.h"
 #include "engine/model_executor.h"
 #include "model/layout_fingerprint.h"
+#include "engine/scorer.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -93,6 +96,19 @@ std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig 
   auto executor =
       std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_float_dtype(kv_dtype));
   return std::make_unique<Engine>(config, std::move(executor));
+}
+
+using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void append(Scorer& scorer, const std::vector<int64_t>& token_ids, const Logits& logits) {
+  const auto num_rows = static_cast<int64_t>(logits.shape(0));
+  const int64_t first_row = static_cast<int64_t>(token_ids.size()) - num_rows;
+  if (first_row < 0 || std::cmp_not_equal(logits.shape(1), scorer.vocab_size())) {
+    fail(ErrorKind::kInvalidRequest, "logits has shape [", num_rows, ", ", logits.shape(1), "], expected [at most ",
+         token_ids.size(), ", ", scorer.vocab_size(), "]");
+  }
+  const GilRelease release;
+  scorer.append(token_ids, first_row, logits.data());
 }
 
 nb::dict measure_limits(int num_threads) {
@@ -190,6 +206,17 @@ void bind_model(nb::module_& m) {
             return start(self, config, kv_dtype);
           },
           "config"_a, "kv_dtype"_a, Release());
+  nb::class_<Scorer>(m, "Scorer", "Whole rows of logits of one sequence at a time, for evaluation.")
+      .def(nb::new_([](const std::shared_ptr<Model>& model, int64_t max_tokens, int64_t chunk,
+                       const std::string& kv_dtype) {
+             return std::make_unique<Scorer>(model, max_tokens, chunk, parse_float_dtype(kv_dtype));
+           }),
+           "model"_a, nb::kw_only(), "max_tokens"_a, "chunk"_a, "kv_dtype"_a)
+      .def("append", &append, "token_ids"_a, "logits"_a,
+           "Appends tokens to the sequence; logits [rows, V] gets what follows each of the last `rows` of them.")
+      .def("clear", &Scorer::clear, "Begins the next sequence.")
+      .def_prop_ro("num_tokens", &Scorer::num_tokens)
+      .def_prop_ro("vocab_size", &Scorer::vocab_size);
   m.def("measure_limits", &measure_limits, "num_threads"_a,
         "Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.");
   m.def("default_num_threads", &default_num_threads,

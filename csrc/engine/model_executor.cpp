@@ -31,14 +31,10 @@ int64_t Model::kv_page_bytes(DType kv_dtype) const { return KvStorage::page_byte
 
 void Model::allocate_weights() { weights = std::make_unique<ModelWeights>(spec, plan, *backend); }
 
-namespace {
-
-const ModelWeights& loaded(const Model& model) {
-  FASTLLM_CHECK(model.weights != nullptr, "weights were not allocated");
-  return *model.weights;
+const ModelWeights& Model::loaded_weights() const {
+  FASTLLM_CHECK(weights != nullptr, "weights were not allocated");
+  return *weights;
 }
-
-}  // namespace
 
 ModelClaim::ModelClaim(std::shared_ptr<Model> model) : model_(std::move(model)) {
   if (!model_->is_in_use.exchange(true)) return;
@@ -50,7 +46,7 @@ ModelClaim::~ModelClaim() { model_->is_in_use = false; }
 ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype)
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
-      decoder_(model_->spec, loaded(*model_), *model_->backend, limits) {}
+      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits) {}
 
 void ModelExecutor::execute(Step& step) {
   FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");

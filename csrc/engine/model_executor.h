@@ -23,6 +23,7 @@ struct Model : std::enable_shared_from_this<Model> {
   [[nodiscard]] int64_t step_bytes(const StepLimits& limits) const;
   [[nodiscard]] int64_t kv_page_bytes(DType kv_dtype) const;
   void allocate_weights();
+  [[nodiscard]] const ModelWeights& loaded_weights() const;
 
   ModelSpec spec;
   std::unique_ptr<Backend> backend;

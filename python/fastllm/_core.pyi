@@ -448,6 +448,25 @@ class Model:
 
     def start(self, config: EngineConfig, kv_dtype: str) -> Engine: ...
 
+class Scorer:
+    """Whole rows of logits of one sequence at a time, for evaluation."""
+
+    def __init__(self, model: Model, *, max_tokens: int, chunk: int, kv_dtype: str) -> None: ...
+
+    def append(self, token_ids: Sequence[int], logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+        """
+        Appends tokens to the sequence; logits [rows, V] gets what follows each of the last `rows` of them.
+        """
+
+    def clear(self) -> None:
+        """Begins the next sequence."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
 def measure_limits(num_threads: int) -> dict:
     """
     Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.

@@ -228,6 +228,16 @@ class Runtime:
             "engine": self.engine.stats(),
         }
 
+    def scorer(self) -> _core.Scorer:
+        """The model as it gives whole rows of logits, in the memory that was planned for the engine, which ends here.
+
+        Up to ``max_logit_rows`` rows are computed at once, of sequences of up to ``memory.kv_tokens`` tokens.
+        """
+        model = self._live()
+        self.engine.close()
+        longest = min(self.memory.kv_tokens, self._spec().max_position)
+        return _core.Scorer(model, max_tokens=longest, chunk=self.max_logit_rows, kv_dtype=self.kv_dtype)
+
     def work_per_token(self) -> dict[str, float]:
         """Parameters, bytes and FLOPs of one token, as `fastllm bench` counts them."""
         spec = self._spec()
