@@ -1,9 +1,7 @@
-// Model: spec + backend + weights; fill them, then start an engine. Also the limits of the machine.
+// Model: spec + backend + weights; fill them, then start an engine or a scorer. Also the limits of the machine.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
-// Model: spec + backend + weights; fill them, then start an engine or a scorer. Also the limits of the machine.
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -17,8 +15,8 @@
 #include "cpu/probe.h"
 #include "engine/engine.h"
 #include "engine/model_executor.h"
-#include "model/layout_fingerprint.h"
 #include "engine/scorer.h"
+#include "model/layout_fingerprint.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
