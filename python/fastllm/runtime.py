@@ -127,6 +127,7 @@ class Runtime:
         self.weights = self.formats.bytes_held(native.matrix_bytes(), shapes, self.dtype)
         self.weights["vectors"] = self.memory.weight_bytes - sum(self.weights.values())
         self.quantization = None if plan is None else self._describe_quantization(plan)
+        self.packed_cache: dict[str, Any] | None = None
         if plan is None:
             native.fill_random(seed=options.seed)
         else:
@@ -210,7 +211,9 @@ class Runtime:
         key = packed_cache.key_of(plan.files(), settings)
         path = packed_cache.path_of(Path(self.options.packed_cache), self.folder, settings)
         memory = native.weight_memory()
-        if packed_cache.read(path, key, memory, native.num_threads):
+        is_hit = packed_cache.read(path, key, memory, native.num_threads)
+        self.packed_cache = {"path": str(path), "was_read": is_hit}
+        if is_hit:
             native.mark_filled()
             return
         _pack(plan, native, self.formats, self.options.show_progress)
@@ -229,7 +232,8 @@ class Runtime:
             "num_threads": self._num_threads,
             "dtype": self.dtype,
             "quantization": self.quantization,
-            "activation_mode": self.options.activation_mode,
+            "activation_mode": self.formats.modes_used,
+            "packed_cache": self.packed_cache,
             "weights": self.weights,
             "kv_cache_dtype": self.kv_dtype,
             "max_model_len": self.max_model_len,
