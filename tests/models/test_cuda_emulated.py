@@ -53,7 +53,10 @@ def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(tmp_path: Path, 
 
     def generate(llm: Any, some: list[list[int]]) -> list[Any]:
         results = llm.generate(some, params)
-        return [[(t, o[t].logprob) for t, o in zip(r.outputs[0].token_ids, r.outputs[0].logprobs)] for r in results]
+        return [
+            [(t, o[t].logprob) for t, o in zip(r.outputs[0].token_ids, r.outputs[0].logprobs, strict=True)]
+            for r in results
+        ]
 
     options = {"dtype": "bfloat16", "kv_cache_dtype": kv_dtype, "max_num_seqs": 4}
     with _open(tmp_path, case, **options) as llm:
