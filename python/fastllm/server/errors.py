@@ -85,6 +85,9 @@ def from_engine(error: FastLLMError, renamed: dict[str, str] | None = None) -> A
         if first == "prompt_token_ids" or first.startswith("prompt") or text.startswith("the prompt"):
             too_long = "max_model_len" in text or "together" in text or "no room" in text
             return invalid(text, renamed.get("prompt", "prompt"), code="context_length_exceeded" if too_long else None)
+        if first == "structured_outputs:":
+            param = renamed.get("structured_outputs", "structured_outputs")
+            return invalid(param + text[len(first) - 1 :], param, code="invalid_grammar")
         if text.startswith("chat template") or text.startswith("messages["):
             return invalid(text[:300], "messages")
         return invalid(text[:300])
