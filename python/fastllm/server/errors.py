@@ -67,6 +67,12 @@ class ApiError(Exception):
         """The JSON object of the answer, or of an event on a stream that has begun."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
+    def anthropic_body(self, request_id: str) -> dict[str, Any]:
+        """The same as Anthropic writes it."""
+        kind = {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}.get(self.status, self.kind)
+        error = {"type": "api_error" if kind == "server_error" else kind, "message": self.message}
+        return {"type": "error", "error": error, "request_id": request_id}
+
 
 def invalid(message: str, param: str | None = None, *, code: str | None = None) -> ApiError:
     """A 400 about a parameter."""
