@@ -55,7 +55,7 @@ def test_a_message_is_what_the_engine_generates(server, client):
     with client.messages.stream(model=MODEL, max_tokens=8, system=system, messages=USER, extra_body=GREEDY) as stream:
         assert "".join(stream.text_stream) == expected.outputs[0].text
         final = stream.get_final_message()
-    assert final.content == got.content and final.stop_reason == "max_tokens"
+    assert [block.text for block in final.content] == [got.content[0].text] and final.stop_reason == "max_tokens"
     assert final.usage.output_tokens == 8
     assert client.messages.count_tokens(model=MODEL, system=system, messages=USER).input_tokens == len(
         expected.prompt_token_ids
