@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -63,6 +64,7 @@ struct Engine::Impl {
 };
 
 void Engine::Impl::run() noexcept {
+  pthread_setname_np(pthread_self(), "fastllm-engine");  // for top -H, perf, gdb
   try {
     loop();
     end(ErrorKind::kEngineClosed, "the engine was closed before this request had finished");

@@ -132,8 +132,12 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        deltas: bool = False,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the request's output as it grows; the last one has ``finished`` set.
+
+        With ``deltas`` each output has only what is new since the one before: text, token_ids and logprobs of the
+        sequences that have grown or ended. A long answer then costs the same per token as a short one.
 
         Raises:
             InvalidRequestError, QueueFullError, EngineClosedError: before the first output.
@@ -157,7 +161,7 @@ class AsyncLLM:
                 stream.changed.clear()
                 if state.error is not None:
                     raise state.error
-                output = state.output()
+                output = state.new_output() if deltas else state.output()
                 finished = output.finished
                 yield output
         finally:
