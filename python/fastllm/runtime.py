@@ -338,7 +338,7 @@ class Runtime:
         return self.submit_prepared(self.prepare(prompt, params), channel, priority=priority, cache_salt=cache_salt)
 
     def prepare(self, prompt: Prompt, params: SamplingParams, grammar: Grammar | None = None) -> PreparedRequest:
-        """The slow part of a submission, tokenizing: may run on any thread. Waits for the grammar unless it is given."""
+        """The slow part of a submission: tokenizing, and the grammar unless it is given. May run on any thread."""
         text, ids = self._prompt_ids(prompt)
         native_params = self._native_params(params)
         if grammar is None and params.structured_outputs is not None:
