@@ -20,6 +20,7 @@ from fastllm.errors import (
 from fastllm.llm import LLM
 from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from fastllm.params import SamplingParams
+from fastllm.quantize import quantize  # hides the package of that name, which stays importable from
 
 __all__ = [
     "LLM",
@@ -38,5 +39,6 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "UnsupportedModelError",
+    "quantize",
 ]
 __version__ = "0.1.0"
