@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import QUICK
+from quick import QUICK
 
 import fastllm
 from fastllm.checkpoint import loader
@@ -151,7 +151,9 @@ def test_the_report_belongs_to_the_files(dense_model: Path, tmp_path: Path) -> N
 
 def test_experts_that_saw_too_little_are_reported(moe_model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.json").write_text(json.dumps(IDS))
-    result = _quantize(moe_model, tmp_path / "out", method="gptq", data=tmp_path / "short.json", overrides=["*o_proj=none"])
+    result = _quantize(
+        moe_model, tmp_path / "out", method="gptq", data=tmp_path / "short.json", overrides=["*o_proj=none"]
+    )
     fallbacks = {f["module"] for f in result.report["summary"]["fallbacks"]}
     methods = {m["name"]: m["method"] for m in result.report["modules"]}
     assert fallbacks == {name for name, method in methods.items() if method == "rtn"}
