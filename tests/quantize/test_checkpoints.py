@@ -1,4 +1,4 @@
-"""What quantize() writes: the values that were computed, in fastllm and in transformers, whatever happened meanwhile."""
+"""What quantize() writes: the values that were computed, in fastllm and in transformers, whatever happens meanwhile."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ class Hessian:
             lower, failed = torch.linalg.cholesky_ex(damped)
             if not bool(failed):
                 inverse = torch.cholesky_inverse(lower)
+                upper: Tensor
                 upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
                 if not bool(failed) and bool(torch.isfinite(upper).all()):
                     return upper

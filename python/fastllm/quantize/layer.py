@@ -21,7 +21,8 @@ Tap = Callable[[str, int, Tensor], None]
 
 def rms_norm(x: Tensor, weight: Tensor, norm: Any) -> Tensor:
     variance = x.square().mean(-1, keepdim=True)
-    return x * torch.rsqrt(variance + norm.eps) * (weight + norm.weight_offset)
+    scale: Tensor = weight + norm.weight_offset
+    return x * torch.rsqrt(variance + norm.eps) * scale
 
 
 def rope_table(rope: Any, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -104,7 +105,7 @@ class Layer:
         num_seqs, length, hidden = x.shape
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         qkv = self._linear(x.reshape(-1, hidden), "qkv", tap, "qkv_bias")
-        q, k, v = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
+        q, k, v = torch.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim], -1)
         if spec.qk_norm == _core.QkNorm.FULL:
             q = rms_norm(q, self.slots["q_norm"], self.spec.qk_norm)
             k = rms_norm(k, self.slots["k_norm"], self.spec.qk_norm)

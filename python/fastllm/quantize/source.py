@@ -112,7 +112,7 @@ class ModelSource:
             places.setdefault(token, []).append(at)
         for token, at_all in places.items():
             out[at_all] = _read(tensor, token * fill.num_cols, fill.num_cols).float()
-        return out * self.spec.embedding_scale
+        return out * float(self.spec.embedding_scale)
 
     def read_rows(self, slot: str, begin: int, end: int) -> Tensor:
         """Rows of a matrix that is one tensor, float32."""
