@@ -15,7 +15,7 @@ namespace fastllm {
 // A model and the backend that runs it. Weights are allocated by allocate_weights(), after the plan was accepted.
 // enable_shared_from_this: an engine may outlive the Python object; bindings must share this ownership.
 struct Model : std::enable_shared_from_this<Model> {
-  Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, DType weight_dtype);
+  Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, WeightPlan weight_plan);
 
   [[nodiscard]] std::vector<KvSpec> kv_specs(DType kv_dtype) const;
   // Bytes of the parts of the plan.
@@ -27,7 +27,7 @@ struct Model : std::enable_shared_from_this<Model> {
 
   ModelSpec spec;
   std::unique_ptr<Backend> backend;
-  DType dtype;
+  WeightPlan plan;
   std::unique_ptr<ModelWeights> weights;
   std::atomic<bool> is_in_use{false};  // by a ModelClaim
 };
