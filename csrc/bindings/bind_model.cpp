@@ -52,7 +52,7 @@ std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig 
   config.vocab_size = model->spec.vocab_size;
   check(config);
   auto executor =
-      std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_float_dtype(kv_dtype));
+      std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
   return std::make_unique<Engine>(config, std::move(executor));
 }
 
@@ -98,7 +98,7 @@ void bind_model(nb::module_& m) {
           nb::kw_only(), "max_tokens"_a, "max_seqs"_a, "max_logit_rows"_a, "max_pages_per_seq"_a)
       .def(
           "kv_page_bytes",
-          [](const Model& self, const std::string& dtype) { return self.kv_page_bytes(parse_float_dtype(dtype)); },
+          [](const Model& self, const std::string& dtype) { return self.kv_page_bytes(parse_kv_dtype(dtype)); },
           "kv_dtype"_a)
       .def("allocate_weights", &Model::allocate_weights, Release())
       .def("fill_matrix", &fill_matrix, nb::kw_only(), "name"_a, "address"_a, "dtype"_a, "num_rows"_a, "num_cols"_a,

@@ -111,7 +111,7 @@ struct OpsKvCache {
 
   OpsKvCache(Owner backend, int64_t num_pages, int64_t num_kv_heads, int64_t head_dim, const std::string& dtype)
       : owner(std::move(backend)) {
-    layer.spec = {num_kv_heads, head_dim, parse_float_dtype(dtype)};
+    layer.spec = {num_kv_heads, head_dim, parse_kv_dtype(dtype)};
     check(layer.spec);
     if (num_pages < 0) fail(ErrorKind::kInvalidRequest, "KvCache: num_pages is ", num_pages, ", expected at least 0");
     layer.page_bytes = owner->get().kv_page_bytes(layer.spec);

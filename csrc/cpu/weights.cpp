@@ -1,4 +1,4 @@
-// Where bytes lie: panels of weights, pages of K/V, and the embedding read back from its panels.
+// Where bytes lie: panels of weights, and the embedding read back from its panels.
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -23,21 +23,12 @@ Elem elem_of(WeightFormat format) {
   fail(ErrorKind::kInternal, "cpu: unknown weight format");
 }
 
-Elem elem_of(DType dtype) { return elem_of(format_of(dtype)); }
-
 PanelLayout::PanelLayout(const WeightDesc& desc)
     : elem(elem_of(desc.format)),
       padded_k(round_up(desc.k, 2)),
       num_panels(ceil_div(desc.n, kPanelRows)),
       panel_bytes(checked_mul(padded_k, kPanelRows * size_of_elem(elem), "weight")),
       expert_bytes(checked_mul(num_panels, panel_bytes, "weight")) {}
-
-PageLayout::PageLayout(const KvSpec& spec)
-    : elem(elem_of(spec.dtype)),
-      k_bytes(ceil_div(spec.head_dim, 2) * pair_block_bytes(elem)),
-      head_bytes(checked_add(
-          k_bytes, checked_mul(kPageTokens / 2 * ceil_div(spec.head_dim, kLanes), pair_block_bytes(elem), "KV page"))),
-      page_bytes(checked_mul(spec.num_kv_heads, head_bytes, "KV page")) {}
 
 namespace {
 
@@ -129,8 +120,6 @@ void CpuBackend::pack_codes(const PackedWeight&, const CodeSlice&) {
   fail(ErrorKind::kUnsupportedModel, "cpu: integer weights are not there yet");
 }
 
-int64_t CpuBackend::kv_page_bytes(const KvSpec& spec) const { return PageLayout(spec).page_bytes; }
-
 void CpuBackend::embed(const EmbedArgs& args) {
   const PanelLayout layout(args.table->desc);
   const auto gather = [&]<class T>(T) {
@@ -152,15 +141,6 @@ void CpuBackend::embed(const EmbedArgs& args) {
       return gather(fastllm::bf16{});
     case Elem::kF16:
       return gather(fastllm::f16{});
-  }
-}
-
-void CpuBackend::copy_pages(const CopyPagesArgs& args) {
-  // In order, on one thread: a page may be both a source and a later destination.
-  for (std::size_t i = 0; i < args.from.size(); ++i) {
-    if (args.from[i] == args.to[i]) continue;
-    std::memcpy(args.kv.data + args.to[i] * args.kv.page_bytes, args.kv.data + args.from[i] * args.kv.page_bytes,
-                static_cast<std::size_t>(args.kv.page_bytes));
   }
 }
 

@@ -31,7 +31,8 @@ class LLM:
         device: ``"auto"``, ``"cpu"``, ``"cpu:<level>"`` (scalar, avx2, avx512, vnni, bf16) or ``"reference"``.
         dtype: type of the weights: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"``, ``"float16"``.
         quantization: not supported yet; must be None.
-        kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights.
+        kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights. ``"int8"`` halves the memory of
+            ``"bfloat16"``; docs/quality.md has what it costs.
         max_model_len: longest sequence, prompt and output, in tokens; None is the model's own limit.
         max_num_seqs: sequences in a batch at most.
         max_num_batched_tokens: tokens of one step at most; longer prompts are cut into chunks. None: up to 512.

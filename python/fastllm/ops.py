@@ -113,7 +113,11 @@ class PackedWeight:
 
 
 class KvCache:
-    """Pages of P tokens for the keys and values of one layer. Zero at first."""
+    """Pages of P tokens for the keys and values of one layer. Zero at first.
+
+    dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``: signed bytes with a bfloat16 scale, the largest
+    number over 127, for 32 dimensions of a key or all dimensions of a value.
+    """
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ from fastllm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
+KV_DTYPES = (*DTYPES, "int8")
 _log = logging.getLogger("fastllm")
 LOAD_FORMATS = ("auto", "dummy")
 SCHEDULERS = ("continuous", "static")
@@ -359,7 +360,7 @@ _INT_OPTIONS = {
 }
 _CHOICES = {
     "dtype": ("auto", *DTYPES),
-    "kv_cache_dtype": ("auto", *DTYPES),
+    "kv_cache_dtype": ("auto", *KV_DTYPES),
     "load_format": LOAD_FORMATS,
     "scheduler": SCHEDULERS,
 }

@@ -11,6 +11,9 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cpu:avx2", "cpu:scalar", ... or "reference".')]
 Dtype = Annotated[str, typer.Option(help='Weights: "auto" (as in the checkpoint), "float32", "bfloat16", "float16".')]
+KvCacheDtype = Annotated[
+    str, typer.Option(help='KV cache: "auto" (as the weights), "float32", "bfloat16", "float16", "int8".')
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default what affinity and cgroup quota leave.")]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Longest context in tokens, prompt and output; the model's by default.")

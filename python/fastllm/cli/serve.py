@@ -63,7 +63,7 @@ def run(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantization: Annotated[str | None, typer.Option(help="As in LLM(quantization=...).")] = None,
-    kv_cache_dtype: Annotated[str, typer.Option(help="Type of the KV cache.")] = "auto",
+    kv_cache_dtype: options.KvCacheDtype = "auto",
     max_model_len: options.MaxModelLen = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences in a batch at most.")] = 64,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step at most.")] = None,
