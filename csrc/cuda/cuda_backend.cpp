@@ -71,6 +71,7 @@ Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
   Workspace w;
   const int64_t pairs = checked_mul(limits.max_tokens, limits.experts_per_token, "moe");
   w.moe_hidden = arena.take<float>(checked_mul(pairs, limits.moe_features, "moe"));
+  w.attention_cells = AttentionCells::take(arena, limits);
   return w;
 }
 

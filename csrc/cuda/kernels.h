@@ -7,9 +7,19 @@
 
 namespace fastllm::cuda {
 
+// Partial results of attention: of one unit of positions for one query head each (attention/plan.h).
+struct AttentionCells {
+  float* o = nullptr;   // [count, D]
+  float* ml = nullptr;  // [count, 2]
+  int64_t count = 0;
+
+  static AttentionCells take(Arena& arena, const OpLimits& limits);
+};
+
 // Memory that kernels need beside their arguments: planned from the limits, taken once.
 struct Workspace {
   float* moe_hidden = nullptr;  // [T * k, F] activated outputs of the experts' first halves
+  AttentionCells attention_cells;
 
   static Workspace take(Arena& arena, const OpLimits& limits);
 };
