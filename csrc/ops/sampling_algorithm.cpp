@@ -141,6 +141,14 @@ void apply_penalties(std::span<float> logits, const SampleRow& row) {
   for (const LogitBias& bias : row.bias) logits[static_cast<std::size_t>(bias.token)] += bias.bias;
 }
 
+void apply_mask(std::span<float> logits, std::span<const uint32_t> mask) {
+  if (mask.empty()) return;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const uint32_t word = i / 32 < mask.size() ? mask[i / 32] : 0;
+    if ((word >> (i % 32) & 1u) == 0) logits[i] = -kInfinity;
+  }
+}
+
 // A histogram over the exponent finds the bin that holds the border of top_p; only that bin is looked at in detail.
 // 8 bins per factor of e for 64 of them, and the last bin takes the rest.
 constexpr std::size_t kNumBins = 512;
@@ -275,6 +283,8 @@ SampleResult sample_row(std::span<float> logits, const SampleRow& row, const Sam
     apply_penalties(logits, row);
     // Before the choice is trusted: a penalty may overflow, and a NaN would hide from every comparison.
     if ((!row.counts.empty() || !row.bias.empty()) && !is_finite()) return result;
+    apply_mask(logits, row.mask);
+    if (scans != nullptr && !row.mask.empty() && !is_finite()) return result;
     result.token = choose(logits, row, scans, top, scratch);
     if (result.token < 0) return result;
   }
