@@ -9,7 +9,7 @@
 #include "core/cpu_info.h"
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
-#include "ops/ops.h"
+#include "ops/host_backend.h"
 #include "ops/sampling_algorithm.h"
 
 namespace fastllm {
@@ -58,7 +58,7 @@ struct Scratch {
   static Scratch take(Arena& arena, const OpLimits& limits, int num_threads);
 };
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public HostBackend {
  public:
   CpuBackend(int num_threads, CpuIsa isa);
 

@@ -20,6 +20,7 @@ struct ConvertArgs {
   bool is_half;
 };
 
+// registers: 40
 __global__ void __launch_bounds__(kThreads) convert_rows_kernel(ConvertArgs a) {
   const int64_t pieces = a.padded_k / kPerThread;
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

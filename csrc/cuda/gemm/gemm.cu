@@ -91,6 +91,7 @@ __device__ ZeroPair load_zeros(const WeightView& w, const unsigned char* expert,
   return Fragments::zeros(zeros[0], zeros[1]);
 }
 
+// registers: 184
 template <class Fragments, int kTokens, bool kSplit>
 __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 1 : 2) gemm_kernel(GemmArgs a) {
   using Smem = Shared<Fragments, kTokens>;

@@ -29,6 +29,7 @@ __device__ To convert(From x) {
   }
 }
 
+// registers: 48
 template <class To, class From>
 __global__ void __launch_bounds__(kThreads) pack_values_kernel(PackArgs a) {
   const int64_t pairs = (static_cast<int64_t>(a.w.k) + 1) / 2;
@@ -47,6 +48,7 @@ __global__ void __launch_bounds__(kThreads) pack_values_kernel(PackArgs a) {
   }
 }
 
+// registers: 48
 __global__ void __launch_bounds__(kThreads) pack_codes_kernel(PackArgs a) {
   const int64_t pairs = (static_cast<int64_t>(a.w.k) + 1) / 2;
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -65,6 +67,7 @@ __global__ void __launch_bounds__(kThreads) pack_codes_kernel(PackArgs a) {
 }
 
 // One thread per scale.
+// registers: 48
 __global__ void __launch_bounds__(kThreads) pack_scales_kernel(PackArgs a) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (unit >= a.num_rows * a.w.num_groups) return;
@@ -114,6 +117,7 @@ __device__ float element(const WeightView& w, int64_t row, int64_t col) {
   return static_cast<float>(code - zero) * scale;
 }
 
+// registers: 48
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(GatherArgs a) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (unit >= a.num_ids * a.w.k) return;

@@ -27,6 +27,7 @@ struct Choice {
   float weight;
 };
 
+// registers: 40
 __global__ void __launch_bounds__(kThreads) moe_combine_kernel(CombineArgs a) {
   Choice* choices = fl::smem<Choice>();  // [top_k]
   const int64_t token = blockIdx.x;

@@ -34,6 +34,7 @@ __device__ bool is_before(float key, int index, float other_key, int other_index
   return key > other_key || (key == other_key && index < other_index);
 }
 
+// registers: 48
 __global__ void __launch_bounds__(kThreads) moe_route_kernel(RouteArgs a) {
   const int token = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (token >= a.num_tokens) return;  // a whole warp

@@ -35,6 +35,7 @@ __device__ int inclusive_scan(int x, int lane) {
   return x;
 }
 
+// registers: 48
 __global__ void __launch_bounds__(kThreads) moe_sort_kernel(SortArgs a) {
   int32_t* table = fl::smem<int32_t>();  // [warps][experts]: counts, then the next slot
   const int lane = static_cast<int>(threadIdx.x) % 32;
