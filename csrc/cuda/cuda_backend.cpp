@@ -110,6 +110,7 @@ Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
   w.slots.num_tiles = arena.take<int32_t>(1);
   w.moe_gate_up = arena.take<float>(checked_mul(slots, 2 * limits.moe_features, "moe"));
   w.moe_down = arena.take<float>(checked_mul(slots, limits.max_features, "moe"));
+  w.attention_cells = AttentionCells::take(arena, limits);
   return w;
 }
 

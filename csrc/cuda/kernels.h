@@ -9,6 +9,15 @@
 
 namespace fastllm::cuda {
 
+// Partial results of attention: of one unit of positions for one query head each (attention/plan.h).
+struct AttentionCells {
+  float* o = nullptr;   // [count, D]
+  float* ml = nullptr;  // [count, 2]
+  int64_t count = 0;
+
+  static AttentionCells take(Arena& arena, const OpLimits& limits);
+};
+
 // Memory that kernels need beside their arguments: planned from the limits, taken once.
 struct Workspace {
   void* converted = nullptr;  // activations in 16 bits, [rows, K padded to 64]
@@ -19,6 +28,7 @@ struct Workspace {
   MoeSlots slots;
   float* moe_gate_up = nullptr;  // [slots, 2F]
   float* moe_down = nullptr;     // [slots, E]
+  AttentionCells attention_cells;
 
   static Workspace take(Arena& arena, const OpLimits& limits);
 };

@@ -6,8 +6,8 @@
 // weighted sum. Running maximum and sum as in Milakov and Gimelshein, "Online normalizer calculation for softmax".
 // Order of the sums: positions ascending within a chunk, chunks ascending: fixed by the position alone.
 // Defined by reference/attention.cpp; tested in tests/ops/test_attention.py.
+#include "cuda/attention/attention_simple.h"
 #include "cuda/device_mat.h"
-#include "cuda/kernels.h"
 #include "cuda/layout.h"
 
 namespace fastllm::cuda {
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
 
 }  // namespace
 
-void paged_attention(fl::Stream& stream, const PagedAttentionArgs& args, const Workspace&) {
+void attention_simple(fl::Stream& stream, const PagedAttentionArgs& args) {
   const KvSpec& spec = args.kv.spec;
   const StepView& step = *args.step;
   with_device_type(spec.dtype, [&]<class T>(T) {
