@@ -65,7 +65,7 @@ void CudaBackend::pack_codes(const PackedWeight&, const CodeSlice&) {
 
 int64_t CudaBackend::page_size() const { return kPageSize; }
 
-int64_t CudaBackend::kv_page_bytes(const KvSpec& spec) const { return 2 * kv_part_size(spec) * size_of(spec.dtype); }
+int64_t CudaBackend::kv_page_bytes(const KvSpec& spec) const { return page_end(spec); }
 
 Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
   Workspace w;
