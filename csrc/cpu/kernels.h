@@ -38,22 +38,42 @@ constexpr int64_t kScaleBytes = 2 * kLanes;  // bf16 scales of the 16 tokens of 
 constexpr int64_t pair_block_bytes(Elem e) { return 2 * kLanes * size_of_elem(e); }
 constexpr int64_t pair_block_bytes(KvElem e) { return 2 * kLanes * size_of_elem(e); }
 
-// Rounds (if the kernel multiplies in bf16), pads K to even and transposes rows of x into tiles of `row_tile` rows:
-// tile t of a group lies at its first row * padded K, as [k][rows of the tile] (bf16: [k / 2][rows][2]).
+// How integer weights lie in their panels, and how activations meet them (ops/weights.h defines the modes).
+//
+// A panel is one block per activation group, ascending. In a block, line q has columns 4q..4q+3 of the group for 16
+// rows:
+//   int4: byte 64 q + 4 l + j           low nibble row l, high nibble row 16 + l, column 4q + j
+//   int8: byte 128 q + 64 h + 4 l + j   row 16 h + l
+// Then, with scales of groups, 32 of 16 bits in row order. Scales of whole rows: 32 floats before the first block.
+// Zeros, if any, are an array of their own: [panel][scale group][32 rows], a byte each.
+enum class ScaleKind : uint8_t { kF16, kBF16, kRow };
+enum class Planes : uint8_t { kOne, kResidual, kTwo };  // a8, a8r, a15
+struct IntFormat {
+  int64_t group = 0;  // columns of an activation group: 32, 64, 128
+  ScaleKind scales = ScaleKind::kF16;
+  Planes planes = Planes::kOne;
+};
+constexpr int64_t kRowScaleBytes = 4 * kPanelRows;
+
+// Prepares rows of x for the kernels of one LinearEntry, in tiles of up to `row_tile` rows whose innermost index is the
+// row; a tile begins at its first row * packed_row_bytes. The layout within belongs to the entry.
 struct PackRowsJob {
   const float* x = nullptr;
   int64_t x_stride = 0;
   const int32_t* row_ids = nullptr;  // row i comes from row row_ids[i] of x; nullptr: from row i
   int64_t num_rows = 0;              // of this group, <= kGroupRows
   int64_t k = 0;
-  void* packed = nullptr;  // of this group
+  IntFormat format;             // of integer weights
+  std::byte* packed = nullptr;  // of this group
 };
 
 // Rows of one group times some panels of one matrix.
 struct LinearJob {
-  const void* packed = nullptr;  // activations of the group
+  const std::byte* packed = nullptr;  // activations of the group
   int64_t num_rows = 0;
   int64_t k = 0;
+  IntFormat format;                // of integer weights
+  const uint8_t* zeros = nullptr;  // at the first panel, or nullptr: 8 (int4) or 128 (int8)
   const std::byte* panels = nullptr;
   int64_t panel_bytes = 0;
   int64_t num_panels = 0;
@@ -68,7 +88,7 @@ struct LinearJob {
 
 struct LinearEntry {
   int64_t row_tile;
-  int64_t activation_bytes;
+  int64_t (*packed_row_bytes)(int64_t k, const IntFormat& format);
   void (*pack_rows)(const PackRowsJob& job, int64_t tile_begin, int64_t tile_end);
   void (*run)(const LinearJob& job);
 };
@@ -158,7 +178,9 @@ struct ProbeKernels {
 };
 
 struct KernelTable {
-  const LinearEntry* linear;  // [kNumElems]
+  const LinearEntry* linear;          // [kNumElems] float weights
+  const LinearEntry* linear_int;      // int8, int4 with integer activations
+  const LinearEntry* linear_dequant;  // int8, int4 with bf16 activations, then the same with float32
   const AttentionKernels* attention;
   const ElementwiseKernels* elementwise;
   const ProbeKernels* probe;
@@ -170,6 +192,8 @@ struct KernelTable {
 #define FASTLLM_DECLARE_KERNELS(isa)                   \
   namespace fastllm::cpu::isa {                        \
   extern const LinearEntry kLinearKernels[];           \
+  extern const LinearEntry kLinearIntKernels[];        \
+  extern const LinearEntry kLinearDequantKernels[];    \
   extern const AttentionKernels kAttentionKernels;     \
   extern const ElementwiseKernels kElementwiseKernels; \
   extern const ProbeKernels kProbeKernels;             \
