@@ -86,7 +86,7 @@ void CudaBackend::pack_codes(const PackedWeight& to, const CodeSlice& slice) {
 
 int64_t CudaBackend::page_size() const { return kPageSize; }
 
-int64_t CudaBackend::kv_page_bytes(const KvSpec& spec) const { return 2 * kv_part_size(spec) * size_of(spec.dtype); }
+int64_t CudaBackend::kv_page_bytes(const KvSpec& spec) const { return page_end(spec); }
 
 Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
   // More tokens go through the experts in passes: their intermediate results are k times as many.

@@ -26,6 +26,8 @@ def attention_relative(device, dtype):
     """Of attention, for q, K and V of unit variance, K and V as the cache holds them."""
     if device.name == "reference":
         return tolerances.REFERENCE
+    if device.name.startswith("cuda"):
+        return tolerances.CUDA_ATTENTION[dtype]
     if dtype == "int8":
         return tolerances.CPU_ATTENTION_INT8
     if dtype == "bfloat16" and device.name.endswith("bf16"):
