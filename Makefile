@@ -4,6 +4,7 @@
 # make stubs     type stubs of the native module, after a change of its bindings
 # make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
 # make fuzz      each parser for a minute (SECONDS=600 for longer), with atheris if it is installed
+# make cuda      libfastllm_cuda.so for three architectures, and its gate on spills, stack frames and registers
 # make soak      the server's long tests
 # make bench     speed of this machine and share of its limits
 
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint stubs sanitize fuzz bench soak clean
+.PHONY: cuda demo test lint stubs sanitize fuzz bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --temperature 0.8 --seed 0 --stream
@@ -24,7 +25,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc tests -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 
 # After a change of csrc/bindings: the type stubs of the extension that is installed in the environment.
 stubs: $(VENV)/.test
@@ -33,6 +34,9 @@ stubs: $(VENV)/.test
 
 bench: $(VENV)/.installed
 	$(BIN)/fastllm bench
+
+cuda:
+	PATH="$(abspath $(BIN)):$$PATH" tools/build_cuda.sh
 
 soak: $(VENV)/.test
 	FASTLLM_FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/server -s
