@@ -59,6 +59,7 @@ void ModelExecutor::execute(Step& step) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
   float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
+  pool(step);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
@@ -69,6 +70,17 @@ void ModelExecutor::execute(Step& step) {
                   .stride = vocab,
                   .rows = step.rows.data(),
                   .results = step.results.data()});
+}
+
+void ModelExecutor::pool(const Step& step) {
+  if (step.pooled_rows.empty()) return;
+  const Mat hidden = decoder_.hidden_states(step.pooled_rows);
+  for (const PooledRows& rows : step.pooled) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const float* x = hidden.row<float>(row);
+      for (int64_t e = 0; e < hidden.cols; ++e) rows.sum[e] += static_cast<double>(x[e]);
+    }
+  }
 }
 
 }  // namespace fastllm

@@ -18,7 +18,7 @@ from fastllm.errors import (
     UnsupportedModelError,
 )
 from fastllm.llm import LLM
-from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from fastllm.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestMetrics, RequestOutput
 from fastllm.params import SamplingParams
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "CompletionOutput",
     "DeviceError",
+    "EmbeddingOutput",
     "EngineClosedError",
     "FastLLMError",
     "InternalError",

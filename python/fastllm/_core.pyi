@@ -282,6 +282,12 @@ class RequestDelta:
     def metrics(self) -> RequestMetrics: ...
 
     @property
+    def embedding(self) -> bytes:
+        """
+        float32 in the machine's byte order; empty but for the last delta of an embedding
+        """
+
+    @property
     def finish_reason(self) -> str | None: ...
 
     @property
@@ -352,7 +358,10 @@ class Engine:
 
     def open_channel(self) -> Channel: ...
 
-    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '') -> int: ...
+    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', pooling: str = '') -> int:
+        """
+        With pooling last or mean nothing is generated: the result is the prompt's embedding.
+        """
 
     def abort(self, request_id: int) -> None: ...
 

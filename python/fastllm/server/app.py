@@ -24,7 +24,7 @@ from fastllm.server.errors import ApiError, internal_error
 from fastllm.server.generation import ClientGoneError
 from fastllm.server.guard import Guard
 from fastllm.server.limits import Limiter
-from fastllm.server.openai import chat, completions, models
+from fastllm.server.openai import chat, completions, embeddings, models
 from fastllm.server.state import ServerState
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -40,6 +40,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models/{model:path}", models.show_model),
     ("POST", "/v1/completions", completions.create_completion),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
+    ("POST", "/v1/embeddings", embeddings.create_embeddings),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
 )

@@ -75,6 +75,7 @@ class ServerConfig:
     max_header_count: int = 100
     max_json_depth: int = 64
     max_prompts: int = 64
+    max_embedding_inputs: int = 2048
     max_messages: int = 4096
     max_sequences_factor: int = 8
     enable_prompt_logprobs: bool = False
@@ -107,9 +108,9 @@ class ServerConfig:
                 raise InvalidRequestError(f"API key {key.name!r}: at least 8 printable ASCII characters, no spaces")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name.endswith(("_s", "_bytes", "_count", "_depth", "_prompts", "_messages", "_factor")) and (
-                value is not None and not value > 0
-            ):
+            if field.name.endswith(
+                ("_s", "_bytes", "_count", "_depth", "_prompts", "_inputs", "_messages", "_factor")
+            ) and (value is not None and not value > 0):
                 raise InvalidRequestError(f"{field.name} = {value} must be positive")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise InvalidRequestError("TLS needs both ssl_certfile and ssl_keyfile")

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import fastllm
-from fastllm import RequestOutput
+from fastllm import EmbeddingOutput, RequestOutput
 from fastllm.server.context import RequestContext
 from fastllm.server.histogram import Histogram
 from fastllm.server.observer import Observer
@@ -95,6 +95,11 @@ class Metrics(Observer):
             self.prefill.add(metrics.first_token_s - metrics.queued_s)
             self.decode.add(metrics.total_s - metrics.first_token_s)
             self.inference.add(metrics.total_s - metrics.queued_s)
+
+    def embedded(self, context: RequestContext, output: EmbeddingOutput, now: float) -> None:
+        self.finished_reasons["stop"] += 1
+        self.e2e.add(now - context.arrival)
+        self.prompt_tokens.add(output.metrics.num_prompt_tokens)
 
     def answered(self, context: RequestContext, method: str) -> None:
         self.answers[context.endpoint or "other", method, str(context.status)] += 1

@@ -18,9 +18,11 @@ from fastllm.server.errors import from_engine, invalid
 from fastllm.server.generation import Delta, Generation, until_gone
 from fastllm.server.openai.fields import (
     Int,
+    Prompts,
     SamplingFields,
     check_count,
     check_input,
+    prompt_list,
     refuse_unless,
     sampling_params,
     wants_running_usage,
@@ -35,7 +37,7 @@ DEFAULT_MAX_TOKENS = 16
 class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     """``best_of`` and ``suffix`` are known, and refused unless they change nothing."""
 
-    prompt: str | list[str | Int | list[Int]]
+    prompt: Prompts
     logprobs: Int | None = None
     echo: bool | None = None
     best_of: Int | None = None
@@ -71,15 +73,7 @@ class _Completion:
 
     async def prepare(self) -> None:
         """Token ids of the prompts."""
-        prompts = self.body.prompt
-        many: list[Any] = prompts if isinstance(prompts, list) else [prompts]
-        if len({type(item) for item in many}) > 1:
-            raise invalid("prompt: a list holds strings, token ids, or lists of token ids, not several", "prompt")
-        if many and isinstance(many[0], int):
-            many = [many]
-        limit = self.context.config.max_prompts
-        if not 1 <= len(many) <= limit:
-            raise invalid(f"prompt: {len(many)} prompts, 1 to {limit} are allowed", "prompt")
+        many = prompt_list(self.body.prompt, "prompt", self.context.config.max_prompts)
         check_count(self.body.n, len(many), self.context.server.max_sequences)
         self.prompts: list[list[int]] = []
         filters = self.context.server.filters
