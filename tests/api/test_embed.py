@@ -1,4 +1,4 @@
-"""LLM.embed and AsyncLLM.embed: the same bits in any company, checks, pages. Values: tests/models/test_embeddings.py."""
+"""LLM.embed and AsyncLLM.embed: the same bits in any company, checks, pages (values: tests/models)."""
 
 import asyncio
 import random

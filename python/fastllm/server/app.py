@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fastllm import AsyncLLM
-from fastllm.server import dashboard, health, metrics, tokens
+from fastllm.server import dashboard, health, metrics, openapi, tokens
 from fastllm.server.answer import error_answer
 from fastllm.server.config import ServerConfig
 from fastllm.server.context import RequestContext
@@ -25,11 +25,10 @@ from fastllm.server.generation import ClientGoneError
 from fastllm.server.guard import Guard
 from fastllm.server.limits import Limiter
 from fastllm.server.openai import chat, completions, embeddings, models
+from fastllm.server.operation import Endpoint
 from fastllm.server.state import ServerState
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+_DESCRIBED: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/health", health.health),
     ("GET", "/ready", health.ready),
     ("GET", "/version", health.version),
@@ -44,6 +43,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
 )
+ROUTES = (*_DESCRIBED, ("GET", "/openapi.json", openapi.endpoint(_DESCRIBED)))
 
 
 class ServerApp:

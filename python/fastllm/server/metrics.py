@@ -22,6 +22,7 @@ from fastllm import EmbeddingOutput, RequestOutput
 from fastllm.server.context import RequestContext
 from fastllm.server.histogram import Histogram
 from fastllm.server.observer import Observer
+from fastllm.server.operation import operation
 from fastllm.server.state import ServerState
 
 # vLLM's buckets.
@@ -236,7 +237,9 @@ def resident_bytes() -> float:
         return 0.0
 
 
+@operation(media_type="text/plain")
 async def metrics(request: Request) -> Response:
+    """Prometheus text."""
     observer = RequestContext.of(request).server.observer
     assert isinstance(observer, Metrics)
     return Response(generate_latest(observer.registry), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -18,6 +18,7 @@ from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import from_engine, invalid
 from fastllm.server.generation import Delta, Generation, until_gone
+from fastllm.server.openai.answers import ChatAnswer, ChatChunk
 from fastllm.server.openai.fields import (
     Int,
     SamplingFields,
@@ -33,6 +34,7 @@ from fastllm.server.openai.messages import Message, template_messages
 from fastllm.server.openai.pipeline import Pipeline
 from fastllm.server.openai.reasoning import BEGIN
 from fastllm.server.openai.tools import NamedTool, Tool, template_tools
+from fastllm.server.operation import operation
 from fastllm.server.sse import EventStream, event
 
 
@@ -237,7 +239,9 @@ def pipelines(
     return [Pipeline(style, reasons=reasons, starts_inside=inside, one_call=one_call) for _ in range(n)]
 
 
+@operation(ChatAnswer, body=ChatBody, chunk=ChatChunk)
 async def create_chat_completion(request: Request) -> Response:
+    """The answer to a conversation."""
     context = RequestContext.of(request)
     body = await parse_body(request, ChatBody, context.config)
     chat = _Chat(context, body)

@@ -16,6 +16,7 @@ from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import from_engine, invalid
 from fastllm.server.generation import Delta, Generation, until_gone
+from fastllm.server.openai.answers import CompletionAnswer
 from fastllm.server.openai.fields import (
     Int,
     Prompts,
@@ -29,6 +30,7 @@ from fastllm.server.openai.fields import (
     wants_usage,
 )
 from fastllm.server.openai.logprobs import CompletionLogprobs, joined
+from fastllm.server.operation import operation
 from fastllm.server.sse import EventStream, event
 
 DEFAULT_MAX_TOKENS = 16
@@ -187,7 +189,9 @@ def _says_something(choice: dict[str, Any]) -> bool:
     return bool(choice["text"] or choice["logprobs"] or choice["finish_reason"])
 
 
+@operation(CompletionAnswer, body=CompletionBody, chunk=CompletionAnswer)
 async def create_completion(request: Request) -> Response:
+    """Completions of one or many prompts."""
     context = RequestContext.of(request)
     body = await parse_body(request, CompletionBody, context.config)
     completion = _Completion(context, body)

@@ -18,7 +18,9 @@ from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import from_engine
 from fastllm.server.generation import until_gone
+from fastllm.server.openai.answers import EmbeddingsAnswer
 from fastllm.server.openai.fields import Placement, Prompts, check_input, check_user, prompt_list
+from fastllm.server.operation import operation
 
 
 class EmbeddingsBody(Placement, forbid_unknown_fields=True, kw_only=True):
@@ -88,6 +90,7 @@ class _Embeddings:
         return values
 
 
+@operation(EmbeddingsAnswer, body=EmbeddingsBody)
 async def create_embeddings(request: Request) -> Response:
     """Embeddings of one or many inputs, in their order."""
     context = RequestContext.of(request)
