@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -45,6 +45,8 @@ _DESCRIBED: tuple[tuple[str, str, Endpoint], ...] = (
 )
 ROUTES = (*_DESCRIBED, ("GET", "/openapi.json", openapi.endpoint(_DESCRIBED)))
 
+OPERATOR_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
+
 
 class ServerApp:
     """The app, and its state for who embeds it."""
@@ -53,17 +55,8 @@ class ServerApp:
         self.metrics = metrics.Metrics()
         self.state = ServerState(llm, config, self.metrics)
         self.metrics.attach(self.state)
-        routes = [Route(path, _named(path, endpoint), methods=[method]) for method, path, endpoint in ROUTES]
-        starlette = Starlette(
-            routes=routes,
-            exception_handlers={
-                ApiError: _api_error,
-                HTTPException: _http_error,
-                ClientGoneError: _gone,
-                Exception: _bug,
-            },
-            lifespan=self._lifespan,
-        )
+        is_moved = config.metrics_port is not None
+        starlette = _starlette([route for route in ROUTES if not (is_moved and route[1] == "/metrics")], self._lifespan)
         if config.allowed_origins:
             starlette.add_middleware(
                 CORSMiddleware,
@@ -72,7 +65,12 @@ class ServerApp:
                 allow_headers=["authorization", "content-type", "x-request-id"],
                 expose_headers=["x-request-id", "retry-after"],
             )
-        self._app: ASGIApp = Guard(starlette, self.state, Limiter(config.api_keys))
+        limiter = Limiter(config.api_keys)
+        self._app: ASGIApp = Guard(starlette, self.state, limiter)
+        # For another port; with the same keys.
+        self.operator_app: ASGIApp = Guard(
+            _starlette([route for route in ROUTES if route[1] in OPERATOR_PATHS], None), self.state, limiter
+        )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self._app(scope, receive, send)
@@ -90,6 +88,14 @@ class ServerApp:
         while True:
             self.state.look()
             await asyncio.sleep(1)
+
+
+def _starlette(routes: Sequence[tuple[str, str, Endpoint]], lifespan: Any) -> Starlette:
+    return Starlette(
+        routes=[Route(path, _named(path, endpoint), methods=[method]) for method, path, endpoint in routes],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, ClientGoneError: _gone, Exception: _bug},
+        lifespan=lifespan,
+    )
 
 
 def create_app(llm: AsyncLLM, config: ServerConfig | None = None) -> ServerApp:

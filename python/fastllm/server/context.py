@@ -29,6 +29,7 @@ class RequestContext:
     status: int = 0
     is_complete: bool = False
     outcome: str = ""
+    ignored_fields: list[str] = dataclasses.field(default_factory=list)  # only without strict_openai
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     # Of each engine request: time and tokens at its last output, for the inter-token times.
