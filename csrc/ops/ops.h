@@ -54,11 +54,19 @@ struct StepView {
 };
 
 // K/V of one layer. The layout inside a page belongs to the backend.
+//
+// kI8 stores signed bytes and their scales. Of the numbers that share a scale (K: kKvScaleDims consecutive dimensions of
+// one token and head; V: all of one token and head), in float32:
+//   scale = bf16(largest |x| / 127),  code = x / scale rounded to nearest even, at most 127 either way,
+//   x' = code * scale
+// Codes are 0 where the scale is 0. The scale is NaN where a number is not finite. bf16, because it cannot overflow and
+// keeps its precision for small numbers; that it is coarse costs nothing, the codes being relative to it.
 struct KvSpec {
   int64_t num_kv_heads = 0;    // G
   int64_t head_dim = 0;        // D
-  DType dtype = DType::kBF16;  // kF32, kBF16, kF16
+  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, kI8
 };
+constexpr int64_t kKvScaleDims = 32;
 struct KvLayer {
   KvSpec spec;
   std::byte* data = nullptr;  // page p begins at data + p * page_bytes
@@ -110,7 +118,7 @@ struct RopeTableArgs {
 };
 
 // Rotates the first 2 * num_freqs dimensions of each head of q and k in place ("half" pairing: i with i + num_freqs),
-// then writes k and v into their slots, rounded to the cache's dtype.
+// then writes k and v into their slots, rounded to the cache's dtype (KvSpec).
 struct RopeAndStoreArgs {
   Mat q;                       // [T, H * D] in/out
   Mat k;                       // [T, G * D] in/out

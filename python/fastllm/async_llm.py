@@ -149,7 +149,10 @@ class AsyncLLM:
         params = sampling_params if sampling_params is not None else SamplingParams()
         # Tokenizing a long prompt takes a while: not on the event loop. Submitting is quick and must be here: results
         # are delivered in this thread, so none can come between submit and register.
-        request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params)
+        grammar = None
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            grammar = await asyncio.wrap_future(self._runtime.compile(params.structured_outputs))
+        request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params, grammar)
         state = self._runtime.submit_prepared(request, poller.channel, priority=priority, cache_salt=cache_salt)
         with self._consuming(state, poller) as stream:
             finished = False  # as the consumer knows it: the request may end while it is busy with what came before
