@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/fault.h"
 #include "engine/request.h"
@@ -24,7 +25,8 @@ std::vector<KvSpec> Model::kv_specs(DType kv_dtype) const {
 int64_t Model::weight_bytes() const { return ModelWeights::bytes(spec, plan, *backend); }
 
 int64_t Model::step_bytes(const StepLimits& limits) const {
-  return Decoder::activation_bytes(spec, limits) + backend->scratch_bytes(op_limits(spec, limits));
+  return Decoder::activation_bytes(spec, limits) + backend->scratch_bytes(op_limits(spec, limits)) +
+         DeviceStep::bytes(*backend, limits);
 }
 
 int64_t Model::kv_page_bytes(DType kv_dtype) const { return KvStorage::page_bytes(kv_specs(kv_dtype), *backend); }
@@ -46,7 +48,11 @@ ModelClaim::~ModelClaim() { model_->is_in_use = false; }
 ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype)
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
-      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits) {}
+      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits),
+      device_step_(*model_->backend, limits) {
+  if (model_->backend->shares_host_memory()) return;
+  hidden_.resize(narrow<std::size_t>(checked_mul(limits.max_tokens, model_->spec.hidden_size, "hidden states")));
+}
 
 void ModelExecutor::execute(Step& step) {
   FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
@@ -55,8 +61,9 @@ void ModelExecutor::execute(Step& step) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
   const double forward_begin_s = monotonic_s();
-  float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
-  pool(step);
+  const DeviceStep::Arrays arrays = device_step_.upload(step);
+  float* logits = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+  pool(step, arrays.pooled_rows);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
@@ -70,13 +77,19 @@ void ModelExecutor::execute(Step& step) {
                   .results = step.results.data()});
 }
 
-void ModelExecutor::pool(const Step& step) {
-  if (step.pooled_rows.empty()) return;
-  const Mat hidden = decoder_.hidden_states(step.pooled_rows);
-  for (const PooledRows& rows : step.pooled) {
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const float* x = hidden.row<float>(row);
-      for (int64_t e = 0; e < hidden.cols; ++e) rows.sum[e] += static_cast<double>(x[e]);
+void ModelExecutor::pool(const Step& step, std::span<const int32_t> token_rows) {
+  if (token_rows.empty()) return;
+  const Mat hidden = decoder_.hidden_states(token_rows);
+  const int64_t width = hidden.cols;
+  const float* rows = hidden.row<float>(0);
+  if (!model_->backend->shares_host_memory()) {
+    model_->backend->download(hidden_.data(), rows, hidden.rows * width * static_cast<int64_t>(sizeof(float)));
+    rows = hidden_.data();
+  }
+  for (const PooledRows& one : step.pooled) {
+    for (int64_t row = one.begin; row < one.end; ++row) {
+      const float* x = rows + row * width;
+      for (int64_t e = 0; e < width; ++e) one.sum[e] += static_cast<double>(x[e]);
     }
   }
 }

@@ -1,7 +1,6 @@
 #include "model/weight_plan.h"
 
 #include <algorithm>
-#include <array>
 
 #include "core/error.h"
 
@@ -23,27 +22,7 @@ void check_integer(const MatrixShape& shape, const MatrixFormat& f) {
   }
 }
 
-template <class Enum, std::size_t N>
-Enum parse(const char* what, std::string_view name, const std::array<Enum, N>& known) {
-  std::string names;
-  for (const Enum e : known) {
-    if (name == name_of(e)) return e;
-    names += (names.empty() ? "" : ", ") + std::string(name_of(e));
-  }
-  fail(ErrorKind::kInvalidRequest, what, " \"", std::string(name), "\" is not known; use one of ", names);
-}
-
 }  // namespace
-
-WeightFormat parse_weight_format(std::string_view name) {
-  using enum WeightFormat;
-  return parse("weight format", name, std::array{kF32, kBF16, kF16, kInt8, kInt4});
-}
-
-ActMode parse_act_mode(std::string_view name) {
-  using enum ActMode;
-  return parse("activation mode", name, std::array{kA8, kA8R, kA15, kBF16, kF32});
-}
 
 WeightDesc desc_of(const WeightPlan& plan, const MatrixShape& shape) {
   WeightDesc desc;

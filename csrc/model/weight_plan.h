@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "model/spec.h"
@@ -34,10 +33,6 @@ struct MatrixShape {
   int64_t num_experts = 1;
   bool is_fixed = false;
 };
-
-// From their names; throw kInvalidRequest naming what is known.
-WeightFormat parse_weight_format(std::string_view name);
-ActMode parse_act_mode(std::string_view name);
 
 // Throws kInvalidRequest naming slot and field, with what is possible: formats, groups, types of scales, a name that
 // the model does not have or that is fixed.

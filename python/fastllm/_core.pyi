@@ -399,7 +399,7 @@ def quantize_rows(values: Annotated[NDArray[numpy.float32], dict(shape=(None, No
     """
 
 class MatrixFormat:
-    """How one matrix is held; see csrc/ops/weights.h."""
+    """How one matrix of integers is held; see csrc/ops/weights.h."""
 
     def __init__(self, *, format: str, group: int, scale_dtype: str, has_zeros: bool, act: str) -> None: ...
 
@@ -431,7 +431,7 @@ class Model:
 
     def weight_bytes(self) -> int: ...
 
-    def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int) -> int: ...
+    def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int, max_pages_per_seq: int) -> int: ...
 
     def kv_page_bytes(self, kv_dtype: str) -> int: ...
 

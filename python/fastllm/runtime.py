@@ -137,6 +137,7 @@ class Runtime:
         self.weights = self.formats.bytes_held(native.matrix_bytes(), shapes, self.dtype)
         self.weights["vectors"] = self.memory.weight_bytes - sum(self.weights.values())
         self.quantization = None if plan is None else self._describe_quantization(plan)
+        self.packed_cache: dict[str, Any] | None = None
         if plan is None:
             native.fill_random(seed=options.seed)
         else:
@@ -177,6 +178,7 @@ class Runtime:
                 max_tokens=self.max_num_batched_tokens,
                 max_seqs=options.max_num_seqs,
                 max_logit_rows=self.max_logit_rows,
+                max_pages_per_seq=-(-self.max_model_len // native.page_size),
             ),
             page_bytes=native.kv_page_bytes(self.kv_dtype),
             page_size=native.page_size,
@@ -220,7 +222,9 @@ class Runtime:
         key = packed_cache.key_of(plan.files(), settings)
         path = packed_cache.path_of(Path(self.options.packed_cache), self.folder, settings)
         memory = native.weight_memory()
-        if packed_cache.read(path, key, memory, native.num_threads):
+        is_hit = packed_cache.read(path, key, memory, native.num_threads)
+        self.packed_cache = {"path": str(path), "was_read": is_hit}
+        if is_hit:
             native.mark_filled()
             return
         _pack(plan, native, self.formats, self.options.show_progress)
@@ -239,7 +243,8 @@ class Runtime:
             "num_threads": self._num_threads,
             "dtype": self.dtype,
             "quantization": self.quantization,
-            "activation_mode": self.options.activation_mode,
+            "activation_mode": self.formats.modes_used,
+            "packed_cache": self.packed_cache,
             "weights": self.weights,
             "kv_cache_dtype": self.kv_dtype,
             "hidden_size": self.hidden_size,
@@ -344,7 +349,7 @@ class Runtime:
         return self.submit_prepared(self.prepare(prompt, params), channel, priority=priority, cache_salt=cache_salt)
 
     def prepare(self, prompt: Prompt, params: SamplingParams, grammar: Grammar | None = None) -> PreparedRequest:
-        """The slow part of a submission, tokenizing: may run on any thread. Waits for the grammar unless it is given."""
+        """The slow part of a submission: tokenizing, and the grammar unless it is given. May run on any thread."""
         text, ids = self._prompt_ids(prompt)
         native_params = self._native_params(params)
         if grammar is None and params.structured_outputs is not None:

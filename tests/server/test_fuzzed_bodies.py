@@ -13,7 +13,6 @@ import pytest
 
 BODIES = int(os.environ.get("FASTLLM_FUZZ_BODIES", "10000"))
 SEED = int(os.environ.get("FASTLLM_FUZZ_SEED", "20261124"))
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 SEEDS = {
     "/v1/completions": [
         {"prompt": "The os module", "max_tokens": 3, "temperature": 0.5, "n": 2, "logprobs": 2, "stop": ["a"]},
@@ -37,9 +36,18 @@ SEEDS = {
         {"input": "The os module", "dimensions": 4, "encoding_format": "base64", "pooling": "mean"},
         {"input": [[1, 2], [3]], "normalize": False, "user": "u"},
     ],
+    "/v1/responses": [
+        {"input": "hi", "max_output_tokens": 2, "temperature": 0, "metadata": {"a": "b"}},
+        {"input": [{"type": "message", "role": "user", "content": "x"}], "max_output_tokens": 2, "instructions": "s"},
+    ],
+    "/v1/messages": [
+        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "system": "s", "stop_sequences": ["a"]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "max_tokens": 2, "top_k": 3},
+    ],
     "/tokenize": [{"prompt": "abc", "return_token_strs": True}, {"messages": [{"role": "user", "content": "x"}]}],
     "/detokenize": [{"tokens": [1, 2, 3]}],
 }
+PATHS = tuple(SEEDS)
 ODD = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, "", "a", "\x00", "\U0001f999" * 50,
     "a" * 3000, [], {}, [[]], [None], [0] * 200, ["a"] * 70, {"a": {"b": {}}}, [[1, 2], [3]], {"role": "user"}, "user",
@@ -114,7 +122,7 @@ def test_random_bodies(server):
         assert response.status in (200, 400, 404, 503), (i, response.status, data[:500], answer)
         if response.status != 200:
             assert json.loads(answer)["error"]["message"]
-        elif response.headers["content-type"].startswith("text/event-stream"):
+        elif response.headers["content-type"].startswith("text/event-stream") and "completions" in path:
             assert answer.endswith(b"data: [DONE]\n\n"), (i, data)
     connection.close()
     print(f"slowest {slowest:.3f} s, {statuses}")

@@ -24,7 +24,7 @@ ACTIVATION_MODES = ("auto", "a8", "a8r", "a15", "bf16", "f32")
 _AUTO_MODE = "a8r"
 # The two matrices that are not multiplied once per layer: the head decides the token, the embedding is only looked up.
 _OUTER = ("embed", "lm_head")
-_DEFAULT_GROUP = {4: 64, 8: 128}
+_DEFAULT_GROUP = 128
 
 
 class MatrixShape(NamedTuple):
@@ -39,7 +39,11 @@ class MatrixShape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """``quantization="int4-g64"`` as data. `group` None: the default where it divides the columns, else a smaller."""
+    """``quantization="int4-g64"`` as data. `group` None: the default where it divides the columns, else a smaller.
+
+    4 bits have zeros: groups of 128 with zeros take fewer bytes than groups of 64 without, and are nearer to the
+    original (docs/quality.md); at 8 bits there is nothing to gain.
+    """
 
     bits: int
     group: int | None
@@ -62,7 +66,7 @@ class Rounding:
         group = self.group if bits == self.bits else None
         possible = [g for g in GROUPS if shape.num_cols % g == 0]
         if group is None:
-            group = next((g for g in possible if g <= _DEFAULT_GROUP[bits]), 0)
+            group = next((g for g in possible if g <= _DEFAULT_GROUP), 0)
             bits = bits if group else 8  # one scale for a whole row is too coarse for 4 bits
         elif group and group not in possible:
             others = ", ".join(repr(f"int{bits}-{f'g{g}' if g else 'row'}") for g in [*possible, 0])
@@ -70,7 +74,7 @@ class Rounding:
                 f"quantization = {self.text!r}: {shape.slot} has {shape.num_cols} columns, which {group} does not "
                 f"divide; possible are {others}"
             )
-        return PackedFormat(bits, group, "float16" if group else "float32", False)
+        return PackedFormat(bits, group, "float16" if group else "float32", has_zeros=bits == 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,12 @@ class ActivationModes:
         return _AUTO_MODE if mode == "auto" else mode
 
     def check_used(self, slots: Sequence[str]) -> None:
-        """Refuses a pattern that says something about no integer matrix: it would be a wish that nobody hears."""
-        for pattern, mode in self.patterns:
-            if mode != "auto" and not any(fnmatchcase(slot, pattern) for slot in slots):
+        """Refuses a pattern that fits no integer matrix, "*" excepted: it is probably misspelt."""
+        for pattern, _ in self.patterns:
+            if pattern != "*" and not any(fnmatchcase(slot, pattern) for slot in slots):
+                found = f"{', '.join(slots[:4])}{', ...' if len(slots) > 4 else ''}" if slots else "there are none"
                 raise InvalidRequestError(
-                    f"activation_mode: {mode!r} for {pattern!r} fits none of the {len(slots)} integer matrices "
-                    f"({', '.join(slots[:3])}{', ...' if len(slots) > 3 else ''}); it has no meaning for floats"
+                    f"activation_mode: {pattern!r} fits none of the {len(slots)} integer matrices ({found})"
                 )
 
 
@@ -116,6 +120,11 @@ class WeightFormats:
     kept: frozenset[str] = frozenset()
     decoded: Counter[str] = field(default_factory=Counter)
     modes: ActivationModes = ActivationModes((("*", "auto"),))
+
+    @property
+    def modes_used(self) -> str:
+        """The activation modes of the integer matrices; "none" without any."""
+        return ", ".join(sorted({self.modes.of(slot) for slot in self.packed})) or "none"
 
     def native(self) -> dict[str, Any]:
         return {
