@@ -56,6 +56,7 @@ void ModelExecutor::execute(Step& step) {
   }
   const double forward_begin_s = monotonic_s();
   float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
+  pool(step);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
@@ -67,6 +68,17 @@ void ModelExecutor::execute(Step& step) {
                   .stride = vocab,
                   .rows = step.rows.data(),
                   .results = step.results.data()});
+}
+
+void ModelExecutor::pool(const Step& step) {
+  if (step.pooled_rows.empty()) return;
+  const Mat hidden = decoder_.hidden_states(step.pooled_rows);
+  for (const PooledRows& rows : step.pooled) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const float* x = hidden.row<float>(row);
+      for (int64_t e = 0; e < hidden.cols; ++e) rows.sum[e] += static_cast<double>(x[e]);
+    }
+  }
 }
 
 }  // namespace fastllm

@@ -53,6 +53,8 @@ class ModelExecutor final : public Executor {
   void execute(Step& step) override;
 
  private:
+  void pool(const Step& step);
+
   ModelClaim model_;
   KvStorage kv_;
   Decoder decoder_;

@@ -286,6 +286,12 @@ class RequestDelta:
     def metrics(self) -> RequestMetrics: ...
 
     @property
+    def embedding(self) -> bytes:
+        """
+        float32 in the machine's byte order; empty but for the last delta of an embedding
+        """
+
+    @property
     def finish_reason(self) -> str | None: ...
 
     @property
@@ -356,7 +362,10 @@ class Engine:
 
     def open_channel(self) -> Channel: ...
 
-    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', mask_key: int = 0, first_mask: bytes | None = None) -> int: ...
+    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', pooling: str = '', mask_key: int = 0, first_mask: bytes | None = None) -> int:
+        """
+        With pooling last or mean nothing is generated: the result is the prompt's embedding.
+        """
 
     def poll_mask_tasks(self, timeout_s: float) -> list[tuple[int, int, int, int]]:
         """

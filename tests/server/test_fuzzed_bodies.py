@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-BODIES = int(os.environ.get("FASTLLM_FUZZ_BODIES", "4000"))
+BODIES = int(os.environ.get("FASTLLM_FUZZ_BODIES", "10000"))
 SEED = int(os.environ.get("FASTLLM_FUZZ_SEED", "20261124"))
-PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 SEEDS = {
     "/v1/completions": [
         {"prompt": "The os module", "max_tokens": 3, "temperature": 0.5, "n": 2, "logprobs": 2, "stop": ["a"]},
@@ -32,6 +32,10 @@ SEEDS = {
             "stop_token_ids": [5],
             "frequency_penalty": 1,
         },
+    ],
+    "/v1/embeddings": [
+        {"input": "The os module", "dimensions": 4, "encoding_format": "base64", "pooling": "mean"},
+        {"input": [[1, 2], [3]], "normalize": False, "user": "u"},
     ],
     "/tokenize": [{"prompt": "abc", "return_token_strs": True}, {"messages": [{"role": "user", "content": "x"}]}],
     "/detokenize": [{"tokens": [1, 2, 3]}],
@@ -96,7 +100,7 @@ def test_random_bodies(server):
         value = rng.choice(SEEDS[path])
         for _ in range(rng.randrange(3)):
             value = mutate(rng, value)
-        if isinstance(value, dict) and "max_tokens" not in value and rng.random() < 0.9 and path.startswith("/v1"):
+        if isinstance(value, dict) and "max_tokens" not in value and rng.random() < 0.9 and "completions" in path:
             value["max_tokens"] = 2
         data = json.dumps(value).encode()
         if rng.random() < 0.2:
@@ -116,3 +120,9 @@ def test_random_bodies(server):
     print(f"slowest {slowest:.3f} s, {statuses}")
     assert statuses[200] > BODIES / 20 and statuses[400] > BODIES / 20
     assert slowest < 10
+    server.wait_until_idle()
+    _, _, text = server.request("GET", "/metrics")
+    gauges = ("fastllm:kv_blocks_used", "vllm:num_requests_running", "vllm:num_requests_waiting")
+    for name in gauges:
+        (line,) = [line for line in text.decode().splitlines() if line.startswith(name + "{")]
+        assert float(line.rsplit(" ", 1)[1]) == 0, line
