@@ -78,18 +78,18 @@ SamplingParams params_from(const nb::dict& values) {
   return params;
 }
 
-Pooling pooling_from(const std::string& name) {
-  if (name.empty()) return Pooling::kNone;
-  if (name == "last") return Pooling::kLast;
-  if (name == "mean") return Pooling::kMean;
-  fail(ErrorKind::kInvalidRequest, "pooling must be last or mean");
-}
-
 // 4-byte words of a mask, little-endian as this machine; the rest of a last word is zeros.
 std::vector<uint32_t> mask_words(const nb::bytes& mask) {
   std::vector<uint32_t> words((mask.size() + 3) / 4, 0);
   if (mask.size() > 0) std::memcpy(words.data(), mask.c_str(), mask.size());
   return words;
+}
+
+Pooling pooling_from(const std::string& name) {
+  if (name.empty()) return Pooling::kNone;
+  if (name == "last") return Pooling::kLast;
+  if (name == "mean") return Pooling::kMean;
+  fail(ErrorKind::kInvalidRequest, "pooling must be last or mean");
 }
 
 nb::object error_of(const RequestDelta& delta) {
@@ -296,16 +296,16 @@ void bind_engine(nb::module_& m) {
       .def(
           "submit",
           [](Engine& self, std::vector<int64_t> prompt_token_ids, const nb::dict& params,
-             const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt, int64_t mask_key,
-             const std::optional<nb::bytes>& first_mask, const std::string& pooling) {
+             const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt,
+             const std::string& pooling, int64_t mask_key, const std::optional<nb::bytes>& first_mask) {
             Submission submission{std::move(prompt_token_ids), params_from(params), pooling_from(pooling), priority,
-                                  std::move(cache_salt), std::nullopt};
+                                  std::move(cache_salt),       std::nullopt};
             if (first_mask) submission.masks = MaskSource{mask_key, mask_words(*first_mask)};
             const GilRelease release;
             return self.submit(std::move(submission), channel);
           },
-          "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "", "mask_key"_a = 0,
-          "first_mask"_a = nb::none(), "pooling"_a = "",
+          "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "", "pooling"_a = "",
+          "mask_key"_a = 0, "first_mask"_a = nb::none(),
           "With pooling last or mean nothing is generated: the result is the prompt's embedding.")
       .def(
           "poll_mask_tasks",

@@ -43,11 +43,11 @@ struct Sequence {
   SamplingState sampling;
   std::optional<OutputText> text;
   bool awaits_stop_strings = false;  // `text` does not look for them before min_tokens
-  std::vector<double> pooled;        // [E] sum of hidden states, empty without pooling
-  int64_t num_pooled = 0;            // positions in it; recomputed ones are not added again
   std::vector<uint32_t> mask;        // of the next token, if the request is constrained
   bool awaits_mask = false;          // `mask` is that of the last token: the next one was asked for
   bool is_late = false;              // rests until the mask comes; all but the last token is computed
+  std::vector<double> pooled;        // [E] sum of hidden states, empty without pooling
+  int64_t num_pooled = 0;            // positions in it; recomputed ones are not added again
   RequestMetrics metrics;
 
   [[nodiscard]] int64_t size() const { return static_cast<int64_t>(tokens.size()); }

@@ -386,7 +386,7 @@ class Runtime:
             worker = self._structured_outputs().worker
             key = worker.register(request.grammar)
             try:
-                request_id = self.engine.submit(*arguments, key, request.grammar.first_mask)
+                request_id = self.engine.submit(*arguments, mask_key=key, first_mask=request.grammar.first_mask)
             except BaseException:
                 worker.forget(key)
                 raise

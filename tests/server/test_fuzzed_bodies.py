@@ -13,6 +13,9 @@ import pytest
 
 BODIES = int(os.environ.get("FASTLLM_FUZZ_BODIES", "10000"))
 SEED = int(os.environ.get("FASTLLM_FUZZ_SEED", "20261124"))
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
+         "/tokenize", "/detokenize")  # fmt: skip
+GENERATING = PATHS[:2] + PATHS[3:5]
 SEEDS = {
     "/v1/completions": [
         {"prompt": "The os module", "max_tokens": 3, "temperature": 0.5, "n": 2, "logprobs": 2, "stop": ["a"]},
@@ -31,23 +34,65 @@ SEEDS = {
             "stop_token_ids": [5],
             "frequency_penalty": 1,
         },
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 2,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "a",
+                    "schema": {
+                        "type": "object",
+                        "properties": {"b": {"type": "string", "pattern": "^a{2,5}$"}, "c": {"enum": [1, "x"]}},
+                        "required": ["b"],
+                        "additionalProperties": {"type": ["integer", "null"]},
+                    },
+                },
+            },
+        },
+        {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"choice": ["a", "b"]}},
+        {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"regex": "(a|b){2,4}[^c]?"}},
+        {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"grammar": 'start: "a" /b+/ "c"'}},
+    ],
+    "/v1/responses": [
+        {
+            "input": [
+                {"role": "user", "content": "hi"},
+                {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "h"}]},
+                {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "a", "output": "5"},
+            ],
+            "instructions": "s",
+            "max_output_tokens": 2,
+        },
+        {"input": "hi", "max_output_tokens": 2, "stream": True, "text": {"format": {"type": "json_object"}}},
+    ],
+    "/v1/messages": [
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "text", "text": "x"},
+                        {"type": "tool_use", "id": "a", "name": "f", "input": {}},
+                    ],
+                },
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "5"}]},
+            ],
+            "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
+            "max_tokens": 2,
+            "stop_sequences": ["a"],
+        },
+        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "stream": True, "top_k": 3},
     ],
     "/v1/embeddings": [
         {"input": "The os module", "dimensions": 4, "encoding_format": "base64", "pooling": "mean"},
         {"input": [[1, 2], [3]], "normalize": False, "user": "u"},
     ],
-    "/v1/responses": [
-        {"input": "hi", "max_output_tokens": 2, "temperature": 0, "metadata": {"a": "b"}},
-        {"input": [{"type": "message", "role": "user", "content": "x"}], "max_output_tokens": 2, "instructions": "s"},
-    ],
-    "/v1/messages": [
-        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "system": "s", "stop_sequences": ["a"]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "max_tokens": 2, "top_k": 3},
-    ],
     "/tokenize": [{"prompt": "abc", "return_token_strs": True}, {"messages": [{"role": "user", "content": "x"}]}],
     "/detokenize": [{"tokens": [1, 2, 3]}],
 }
-PATHS = tuple(SEEDS)
 ODD = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, "", "a", "\x00", "\U0001f999" * 50,
     "a" * 3000, [], {}, [[]], [None], [0] * 200, ["a"] * 70, {"a": {"b": {}}}, [[1, 2], [3]], {"role": "user"}, "user",
@@ -108,8 +153,9 @@ def test_random_bodies(server):
         value = rng.choice(SEEDS[path])
         for _ in range(rng.randrange(3)):
             value = mutate(rng, value)
-        if isinstance(value, dict) and "max_tokens" not in value and rng.random() < 0.9 and "completions" in path:
-            value["max_tokens"] = 2
+        limit = {"/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}.get(path, "max_tokens")
+        if isinstance(value, dict) and limit not in value and rng.random() < 0.9 and path in GENERATING:
+            value[limit] = 2
         data = json.dumps(value).encode()
         if rng.random() < 0.2:
             data = damage(rng, data)
@@ -122,8 +168,9 @@ def test_random_bodies(server):
         assert response.status in (200, 400, 404, 503), (i, response.status, data[:500], answer)
         if response.status != 200:
             assert json.loads(answer)["error"]["message"]
-        elif response.headers["content-type"].startswith("text/event-stream") and "completions" in path:
-            assert answer.endswith(b"data: [DONE]\n\n"), (i, data)
+        elif response.headers["content-type"].startswith("text/event-stream"):
+            end = {"/v1/responses": b"response.", "/v1/messages": b"event: message_stop"}.get(path, b"data: [DONE]")
+            assert end in answer[-4000:] and answer.endswith(b"\n\n"), (i, data)
     connection.close()
     print(f"slowest {slowest:.3f} s, {statuses}")
     assert statuses[200] > BODIES / 20 and statuses[400] > BODIES / 20

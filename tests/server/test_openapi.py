@@ -7,11 +7,13 @@ import msgspec
 import pytest
 from serving import Serving
 
+from fastllm.server.anthropic.answers import AnthropicError, MessageAnswer, TokenCount
 from fastllm.server.app import ROUTES
 from fastllm.server.config import ServerConfig
 from fastllm.server.openai import answers
 from fastllm.server.openai.chat import ChatBody
 from fastllm.server.openai.completions import CompletionBody
+from fastllm.server.openai.response_answers import ResponseAnswer
 
 schemathesis = pytest.importorskip("schemathesis")
 from schemathesis.checks import not_a_server_error  # noqa: E402
@@ -109,6 +111,26 @@ REQUESTS = [
         {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2, "n": 2},
     ),
 ]
+
+
+@pytest.mark.parametrize("more", [{}, {"input": [{"role": "user", "content": "a"}], "metadata": {"a": "b"}}])
+def test_a_response_has_its_type_and_nothing_else(small, more):
+    body = {"input": "a", "max_output_tokens": 4, "text": {"format": {"type": "text"}}, **more}
+    status, _, data = small.request("POST", "/v1/responses", body)
+    assert status == 200
+    msgspec.json.decode(data, type=ResponseAnswer)
+
+
+def test_a_message_and_its_errors_have_their_type_and_nothing_else(small):
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
+    for path, kind in (("/v1/messages", MessageAnswer), ("/v1/messages/count_tokens", TokenCount)):
+        one = body if path == "/v1/messages" else {"messages": body["messages"]}
+        status, _, data = small.request("POST", path, one)
+        assert status == 200
+        msgspec.json.decode(data, type=kind)
+        status, _, data = small.request("POST", path, {})
+        assert status == 400
+        msgspec.json.decode(data, type=AnthropicError)
 
 
 @pytest.mark.parametrize(("path", "whole", "chunk", "body"), REQUESTS)

@@ -40,10 +40,10 @@ _DESCRIBED: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models/{model:path}", models.show_model),
     ("POST", "/v1/completions", completions.create_completion),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
-    ("POST", "/v1/embeddings", embeddings.create_embeddings),
     ("POST", "/v1/responses", responses.create_response),
     ("POST", "/v1/messages", messages.create_message),
     ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", "/v1/embeddings", embeddings.create_embeddings),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
 )

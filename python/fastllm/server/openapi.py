@@ -17,6 +17,7 @@ from starlette.responses import Response
 import fastllm
 from fastllm import _core
 from fastllm.server.answer import json_answer
+from fastllm.server.openai.answers import AnyObject, ErrorAnswer
 from fastllm.server.operation import Endpoint, Operation, operation_of
 
 # What may go wrong on every route, and in addition where there is a body.
@@ -48,11 +49,13 @@ def document(routes: Routes) -> dict[str, Any]:
     routes = list(routes)
     operations = [operation_of(endpoint) for _, _, endpoint in routes]
     types = [t for one in operations for t in (one.answer, one.body, one.chunk, one.error) if t is not None]
-    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    bodies = {one.body.__name__ for one in operations if one.body is not None}
+    schemas, components = msgspec.json.schema_components(
+        [*types, ErrorAnswer], ref_template="#/components/schemas/{name}"
+    )
+    bodies = {one.body.__name__ for one in operations if one.body is not None and one.body is not AnyObject}
     for name in bodies:
         _add_ranges(components[name])
-    refs = {id(t): schema for t, schema in zip(types, schemas, strict=True)}
+    refs = {id(t): schema for t, schema in zip([*types, ErrorAnswer], schemas, strict=True)}
     paths: dict[str, Any] = {}
     for (method, path, run), one in zip(routes, operations, strict=True):
         shown = path.replace(":path}", "}")
@@ -78,7 +81,7 @@ def _operation(path: str, run: Endpoint, one: Operation, refs: dict[int, Any]) -
             "x-event-schema": refs[id(one.chunk)],
         }
     errors = {**_ANY, **(_WITH_BODY if one.body is not None else {})}
-    error = {"application/json": {"schema": refs[id(one.error)]}}
+    error = {"application/json": {"schema": refs[id(one.error or ErrorAnswer)]}}
     retry = {"retry-after": {"schema": {"type": "integer"}, "description": "seconds"}}
     found: dict[str, Any] = {
         "summary": (run.__doc__ or path).split("\n", 1)[0],

@@ -9,8 +9,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fastllm.server.openai.answers import ErrorAnswer
-
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -21,14 +19,14 @@ class Operation:
     Attributes:
         answer: type of a 200's body; None: text of ``media_type``.
         body: type of the request's body; None: there is none.
+        error: type of every other body; None: OpenAI's.
         chunk: type of one event of a streamed answer; None: it cannot be streamed.
-        error: type of an answer that is no success.
     """
 
     answer: Any = None
     body: Any = None
     chunk: Any = None
-    error: Any = ErrorAnswer
+    error: Any = None
     media_type: str = "application/json"
 
 

@@ -25,19 +25,6 @@ class ErrorAnswer(_Strict):
     error: ErrorFields
 
 
-class MessagesErrorFields(_Strict):
-    type: str
-    message: str
-
-
-class MessagesError(_Strict):
-    """``ErrorAnswer`` in Anthropic's dialect."""
-
-    type: Literal["error"]
-    error: MessagesErrorFields
-    request_id: str | None
-
-
 class Status(_Strict):
     status: Literal["ok", "ready"]
 
