@@ -92,6 +92,7 @@ StepLimits limits_of(const EngineConfig& config) {
 std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig config, const std::string& kv_dtype) {
   config.page_size = model->backend->page_size();
   config.vocab_size = model->spec.vocab_size;
+  config.hidden_size = model->spec.hidden_size;
   check(config);
   auto executor =
       std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
