@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/sampling_scans.h"
+
 namespace fastllm::cpu {
 
 enum class Elem : uint8_t { kF32, kBF16, kF16 };
@@ -183,6 +185,7 @@ struct KernelTable {
   const LinearEntry* linear_dequant;  // int8, int4 with bf16 activations, then the same with float32
   const AttentionKernels* attention;
   const ElementwiseKernels* elementwise;
+  const SampleScans* sampling;
   const ProbeKernels* probe;
 };
 
@@ -196,5 +199,6 @@ struct KernelTable {
   extern const LinearEntry kLinearDequantKernels[];    \
   extern const AttentionKernels kAttentionKernels;     \
   extern const ElementwiseKernels kElementwiseKernels; \
+  extern const SampleScans kSamplingKernels;           \
   extern const ProbeKernels kProbeKernels;             \
   }
