@@ -1,9 +1,9 @@
 """Tasks of the user's, one JSON object a line:
 
-    {"prompt": "...", "choices": ["a", "b"], "answer": 0}    multiple choice: the most likely choice, by its mean
-                                                              log-probability per byte
-    {"prompt": "...", "answer": "...", "max_tokens": 32}      exact match: the greedy continuation up to a line break,
-                                                              without blanks at its ends
+{"prompt": "...", "choices": ["a", "b"], "answer": 0}    multiple choice: the most likely choice, by its mean
+                                                          log-probability per byte
+{"prompt": "...", "answer": "...", "max_tokens": 32}      exact match: the greedy continuation up to a line break,
+                                                          without blanks at its ends
 """
 
 from __future__ import annotations
