@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastllm import __version__, _core, memory, models
 from fastllm.checkpoint import loader, packed_cache
@@ -28,8 +28,10 @@ from fastllm.params import SamplingParams, StructuredOutputsParams
 from fastllm.request_state import EmbeddingState, Pooling, RequestState
 from fastllm.structured.compiler import Grammar, GrammarCompiler
 from fastllm.structured.masks import MaskWorker
-from fastllm.text.chat_template import ChatTemplate, load_chat_template
 from fastllm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fastllm.text.chat_template import ChatTemplate
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -124,6 +126,8 @@ class Runtime:
         self.chat_template: ChatTemplate | None = None
         with text_folder(folder) as texts:
             if not options.skip_tokenizer_init:
+                from fastllm.text.chat_template import load_chat_template  # here: it brings Jinja
+
                 self.tokenizer = _load_tokenizer(texts, options.tokenizer)
                 self.chat_template = load_chat_template(texts)
             self.eos_token_ids = _eos_ids(texts, config, self.tokenizer)
