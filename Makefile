@@ -5,7 +5,7 @@
 # make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
 # make fuzz      each parser for a minute (SECONDS=600 for longer), with atheris if it is installed
 # make soak      the server's long tests
-# make bench     speed of this machine and share of its limits
+# make bench     speed of this machine and share of its limits; each kernel alone
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,8 +31,11 @@ stubs: $(VENV)/.test
 	$(BIN)/python -m pip install -q nanobind
 	$(BIN)/python -m nanobind.stubgen -q -m fastllm._core -o python/fastllm/_core.pyi
 
+# The table of kernels needs Google Benchmark (Debian: libbenchmark-dev); without it CMake says so and the rest stands.
 bench: $(VENV)/.installed
 	$(BIN)/fastllm bench
+	-cmake -S . -B build/bench -DFASTLLM_BENCH=ON -DFASTLLM_PYTHON=OFF && cmake --build build/bench -j --target fastllm_bench \
+	  && build/bench/benches/native/fastllm_bench
 
 soak: $(VENV)/.test
 	FASTLLM_FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/server -s
