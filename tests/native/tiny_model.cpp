@@ -47,7 +47,7 @@ EngineConfig tiny_config(const Backend& backend) {
 }
 
 std::shared_ptr<Model> make_tiny_model(std::unique_ptr<Backend> backend) {
-  auto model = std::make_shared<Model>(tiny_spec(), std::move(backend), DType::kF32);
+  auto model = std::make_shared<Model>(tiny_spec(), std::move(backend), WeightPlan{WeightFormat::kF32, {}});
   model->allocate_weights();
   model->weights->fill_random(3);
   return model;
@@ -56,7 +56,7 @@ std::shared_ptr<Model> make_tiny_model(std::unique_ptr<Backend> backend) {
 std::unique_ptr<Executor> make_tiny_executor(std::unique_ptr<Backend> backend, EngineConfig& config) {
   auto model = make_tiny_model(std::move(backend));
   config = tiny_config(*model->backend);
-  const StepLimits limits{config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows};
+  const StepLimits limits{config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows, 0};
   return std::make_unique<ModelExecutor>(std::move(model), limits, config.num_pages, DType::kF32);
 }
 
