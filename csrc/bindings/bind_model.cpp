@@ -121,8 +121,8 @@ nb::dict measure_limits(int num_threads) {
     ThreadPool pool(num_threads);
     const CpuIsa isa = choose_isa(nullptr);
     read = measure_read_bandwidth(pool);
-    float32 = measure_peak_flops(pool, isa, DType::kF32);
-    bfloat16 = measure_peak_flops(pool, isa, DType::kBF16);
+    float32 = measure_peak_ops(pool, isa, DType::kF32);
+    bfloat16 = measure_peak_ops(pool, isa, DType::kBF16);
   }
   nb::dict out;
   out["read_bytes_per_s"] = read;
