@@ -168,6 +168,7 @@ class Runtime:
                 max_tokens=self.max_num_batched_tokens,
                 max_seqs=options.max_num_seqs,
                 max_logit_rows=self.max_logit_rows,
+                max_pages_per_seq=-(-self.max_model_len // native.page_size),
             ),
             page_bytes=native.kv_page_bytes(self.kv_dtype),
             page_size=native.page_size,
@@ -337,7 +338,7 @@ class Runtime:
         return self.submit_prepared(self.prepare(prompt, params), channel, priority=priority, cache_salt=cache_salt)
 
     def prepare(self, prompt: Prompt, params: SamplingParams, grammar: Grammar | None = None) -> PreparedRequest:
-        """The slow part of a submission, tokenizing: may run on any thread. Waits for the grammar unless it is given."""
+        """The slow part of a submission: tokenizing, and the grammar unless it is given. May run on any thread."""
         text, ids = self._prompt_ids(prompt)
         native_params = self._native_params(params)
         if grammar is None and params.structured_outputs is not None:

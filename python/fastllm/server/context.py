@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
@@ -26,6 +26,7 @@ class RequestContext:
     arrival: float = dataclasses.field(default_factory=time.monotonic)
     key: ApiKey | None = None
     endpoint: str = ""
+    speaks_anthropic: bool = False
     status: int = 0
     is_complete: bool = False
     outcome: str = ""
@@ -44,6 +45,10 @@ class RequestContext:
         context = request.scope["fastllm.context"]
         assert isinstance(context, RequestContext)
         return context
+
+    def error_body(self, error: ApiError) -> dict[str, Any]:
+        """The JSON object of an error in the dialect of the endpoint."""
+        return error.anthropic_body(self.request_id) if self.speaks_anthropic else error.body()
 
     @property
     def llm(self) -> AsyncLLM:
