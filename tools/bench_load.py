@@ -87,7 +87,7 @@ def load(folder: Path, num_threads: int) -> dict[str, float]:
     before = _status("VmRSS")
     begin = time.perf_counter()
     plan = loader.load(folder)
-    model = _core.Model(plan.spec, device="cpu", num_threads=num_threads, dtype=plan.dtype)
+    model = _core.Model(plan.spec, device="cpu", num_threads=num_threads, dtype=plan.dtype, formats={})
     model.allocate_weights()
     plan.fill(model, num_threads=num_threads)
     seconds = time.perf_counter() - begin

@@ -1,11 +1,18 @@
 // Arithmetic of quantized checkpoints over numpy arrays: checks of shapes, then model/dequantize without the GIL.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+#include <tuple>
+#include <utility>
+
 #include "bindings/bindings.h"
+#include "core/dtype.h"
 #include "core/error.h"
 #include "model/dequantize.h"
+#include "ops/quantize_rows.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -72,6 +79,40 @@ void bind_unpack(const Words& words, const CodesOut& out, int bits, const std::v
   unpack_codes(from, transpose, to, rows, cols);
 }
 
+// A new array [rows, cols] that owns its memory.
+template <class T>
+std::pair<T*, nb::object> new_array(std::size_t rows, std::size_t cols) {
+  auto memory = std::make_unique<T[]>(rows * cols);
+  T* data = memory.get();
+  const nb::capsule owner(memory.get(), [](void* p) noexcept { std::unique_ptr<T[]>(static_cast<T*>(p)); });
+  memory.release();
+  return {data, nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, {rows, cols}, owner))};
+}
+
+nb::tuple bind_quantize(const Floats& values, int bits, int64_t group, bool symmetric, bool clip_search,
+                        const std::string& scale_dtype) {
+  const int64_t rows = size_of(values, 0);
+  const int64_t cols = size_of(values, 1);
+  if (bits != 4 && bits != 8) fail(ErrorKind::kInvalidRequest, "quantize_rows: bits = ", bits, " must be 4 or 8");
+  if (group < 0 || (group > 0 && cols % group != 0)) {
+    fail(ErrorKind::kInvalidRequest, "quantize_rows: group = ", group, " must divide the ", cols, " columns, or be 0");
+  }
+  const QuantizeSpec spec{bits == 4 ? WeightFormat::kInt4 : WeightFormat::kInt8, group, parse_float_dtype(scale_dtype),
+                          !symmetric, clip_search};
+  const auto groups = group == 0 ? std::size_t{1} : values.shape(1) / static_cast<std::size_t>(group);
+  const auto [codes, codes_array] = new_array<uint8_t>(values.shape(0), values.shape(1));
+  const auto [scales, scales_array] = new_array<float>(values.shape(0), groups);
+  QuantizedOut out{codes, scales, nullptr};
+  nb::object zeros_array = nb::none();
+  if (!symmetric) std::tie(out.zeros, zeros_array) = new_array<uint8_t>(values.shape(0), groups);
+  {
+    const float* from = values.data();
+    const nb::gil_scoped_release release;
+    quantize_rows(spec, from, rows, cols, out);
+  }
+  return nb::make_tuple(codes_array, scales_array, zeros_array);
+}
+
 }  // namespace
 
 void bind_checkpoint(nb::module_& m) {
@@ -84,6 +125,12 @@ void bind_checkpoint(nb::module_& m) {
         "transpose"_a,
         "Codes of 4 or 8 bits out of 32-bit words; code j of a word lies at bit positions[j] * bits. A word holds "
         "codes of consecutive rows or columns; `out` is the matrix of codes or its transpose.");
+  m.def("quantize_rows", &bind_quantize, "values"_a, "bits"_a, "group"_a, nb::kw_only(), "symmetric"_a = true,
+        "clip_search"_a = true, "scale_dtype"_a = "float16",
+        "Rounds rows to nearest, as LLM(quantization=...) does: values [R, K] float32 -> (codes uint8 [R, K], scales "
+        "float32 [R, groups], exact in scale_dtype, zeros uint8 [R, groups] or None). bits 4 or 8; group: columns that "
+        "share a scale, 0 for whole rows. W = (code - zero) * scale, with zero = 8 or 128 if symmetric. clip_search "
+        "takes the scale with the least squared error out of nine, else the one that reaches the largest value.");
 }
 
 }  // namespace fastllm

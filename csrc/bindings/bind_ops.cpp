@@ -78,29 +78,69 @@ struct OpsWeight {
   PackedWeight weight;
 
   OpsWeight(Owner backend, const InArray& a, const std::optional<std::string>& dtype) : owner(std::move(backend)) {
-    if (a.ndim() != 2 && a.ndim() != 3) {
-      fail(ErrorKind::kInvalidRequest, "PackedWeight: the array has ", a.ndim(),
-           " dimensions, expected [N, K] or [X, N, K]");
-    }
     const DType source = dtype_of(a, "PackedWeight: the array");
     if (size_of(source) > 4 || source == DType::kI32 || source == DType::kU8) {
       fail(ErrorKind::kInvalidRequest, "PackedWeight: the array is ", name_of(source), ", expected a float type");
     }
-    const std::size_t first = a.ndim() - 2;
-    WeightDesc& desc = weight.desc;
-    desc.n = static_cast<int64_t>(a.shape(first));
-    desc.k = static_cast<int64_t>(a.shape(first + 1));
-    desc.num_experts = first == 1 ? static_cast<int64_t>(a.shape(0)) : 1;
-    desc.format = format_of(dtype.has_value() ? parse_float_dtype(*dtype) : source);
-    check(desc);
+    take_shape(a, "the array");
+    weight.desc.format = format_of(dtype.has_value() ? parse_float_dtype(*dtype) : source);
+    check(weight.desc);
     const GilRelease release;
-    memory = owner->get().allocate(owner->get().packed_bytes(desc), "PackedWeight", Contents::kZero);
-    weight.data = memory.data();
-    for (int64_t x = 0; x < desc.num_experts; ++x) {
+    allocate();
+    const std::size_t first = a.ndim() - 2;
+    for (int64_t x = 0; x < weight.desc.num_experts; ++x) {
       const int64_t offset = first == 1 ? x * a.stride(0) * size_of(source) : 0;
       owner->get().pack(weight, {static_cast<const std::byte*>(a.data()) + offset, source, a.stride(first),
-                                 a.stride(first + 1), 0, desc.n, x});
+                                 a.stride(first + 1), 0, weight.desc.n, x});
     }
+  }
+
+  // Codes [N, K] or [X, N, K], scales and zeros [N, groups] or [X, N, groups].
+  OpsWeight(Owner backend, const InArray& codes, const InArray& scales, const std::optional<InArray>& zeros,
+            int64_t group, const std::string& format, const std::string& act, const std::string& scale_dtype)
+      : owner(std::move(backend)) {
+    take_shape(codes, "codes");
+    WeightDesc& desc = weight.desc;
+    desc.format = parse_integer_format(format);
+    desc.group = group;
+    desc.scale_dtype = parse_float_dtype(scale_dtype);
+    desc.has_zeros = zeros.has_value();
+    desc.act = parse_act_mode(act);
+    check(desc);
+    const int64_t num_codes = desc.n * desc.k;
+    const int64_t num_scales = desc.n * desc.groups();
+    const uint8_t* code = as_bytes(codes, "PackedWeight: codes", desc.num_experts * num_codes);
+    const float* scale = as_floats(scales, "PackedWeight: scales", desc.num_experts * num_scales);
+    const uint8_t* zero =
+        zeros.has_value() ? as_bytes(*zeros, "PackedWeight: zeros", desc.num_experts * num_scales) : nullptr;
+    const GilRelease release;
+    allocate();
+    for (int64_t x = 0; x < desc.num_experts; ++x) {
+      const CodeSlice slice{code + x * num_codes,
+                            scale + x * num_scales,
+                            zero != nullptr ? zero + x * num_scales : nullptr,
+                            0,
+                            desc.n,
+                            x};
+      check(desc, slice);
+      owner->get().pack_codes(weight, slice);
+    }
+  }
+
+ private:
+  void take_shape(const InArray& a, const char* name) {
+    if (a.ndim() != 2 && a.ndim() != 3) {
+      fail(ErrorKind::kInvalidRequest, "PackedWeight: ", name, " has ", a.ndim(),
+           " dimensions, expected [N, K] or [X, N, K]");
+    }
+    const std::size_t first = a.ndim() - 2;
+    weight.desc.n = static_cast<int64_t>(a.shape(first));
+    weight.desc.k = static_cast<int64_t>(a.shape(first + 1));
+    weight.desc.num_experts = first == 1 ? static_cast<int64_t>(a.shape(0)) : 1;
+  }
+  void allocate() {
+    memory = owner->get().allocate(owner->get().packed_bytes(weight.desc), "PackedWeight", Contents::kZero);
+    weight.data = memory.data();
   }
 };
 
@@ -111,7 +151,7 @@ struct OpsKvCache {
 
   OpsKvCache(Owner backend, int64_t num_pages, int64_t num_kv_heads, int64_t head_dim, const std::string& dtype)
       : owner(std::move(backend)) {
-    layer.spec = {num_kv_heads, head_dim, parse_float_dtype(dtype)};
+    layer.spec = {num_kv_heads, head_dim, parse_kv_dtype(dtype)};
     check(layer.spec);
     if (num_pages < 0) fail(ErrorKind::kInvalidRequest, "KvCache: num_pages is ", num_pages, ", expected at least 0");
     layer.page_bytes = owner->get().kv_page_bytes(layer.spec);
@@ -426,6 +466,7 @@ struct OpsSampleRow {
   std::vector<TokenCount> counts;
   std::vector<LogitBias> bias;
   std::vector<int32_t> allowed;
+  std::vector<uint32_t> mask;
   std::vector<int32_t> top_tokens;
   std::vector<float> top_logprobs;
 };
@@ -446,6 +487,7 @@ nb::list sample(const Owner& self, const OutArray& logits, const std::vector<Ops
     p.row.counts = p.counts;
     p.row.bias = p.bias;
     p.row.allowed = p.allowed;
+    p.row.mask = p.mask;
     p.row.top_tokens = p.top_tokens.data();
     p.row.top_logprobs = p.top_logprobs.data();
     rows.push_back(p.row);
@@ -487,6 +529,10 @@ void bind_ops(nb::module_& m) {
   nb::class_<OpsWeight>(m, "OpsWeight")
       .def(nb::init<Owner, const InArray&, const std::optional<std::string>&>(), "backend"_a, "array"_a,
            "dtype"_a = nb::none())
+      .def(nb::init<Owner, const InArray&, const InArray&, const std::optional<InArray>&, int64_t, const std::string&,
+                    const std::string&, const std::string&>(),
+           "backend"_a, "codes"_a, "scales"_a, "zeros"_a.none(), nb::kw_only(), "group"_a, "format"_a, "act"_a,
+           "scale_dtype"_a)
       .def_prop_ro("shape",
                    [](const OpsWeight& w) {
                      return std::make_tuple(w.weight.desc.num_experts, w.weight.desc.n, w.weight.desc.k);
@@ -507,8 +553,8 @@ void bind_ops(nb::module_& m) {
           [](OpsSampleRow* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
              float frequency_penalty, float presence_penalty, uint64_t seed, uint64_t sequence, uint64_t position,
              const std::vector<std::tuple<int32_t, int32_t, bool>>& counts,
-             const std::vector<std::pair<int32_t, float>>& bias, std::vector<int32_t> allowed, bool wants_logprob,
-             int32_t num_top, int32_t forced_token) {
+             const std::vector<std::pair<int32_t, float>>& bias, std::vector<int32_t> allowed,
+             std::vector<uint32_t> mask, bool wants_logprob, int32_t num_top, int32_t forced_token) {
             new (self) OpsSampleRow{};
             self->row = {temperature,
                          top_k,
@@ -523,6 +569,7 @@ void bind_ops(nb::module_& m) {
                          {},
                          {},
                          {},
+                         {},
                          wants_logprob,
                          num_top,
                          nullptr,
@@ -532,10 +579,11 @@ void bind_ops(nb::module_& m) {
               self->counts.push_back({token, in_output, in_prompt});
             for (const auto& [token, value] : bias) self->bias.push_back({token, value});
             self->allowed = std::move(allowed);
+            self->mask = std::move(mask);
           },
           nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a,
           "frequency_penalty"_a, "presence_penalty"_a, "seed"_a, "sequence"_a, "position"_a, "counts"_a, "bias"_a,
-          "allowed"_a, "wants_logprob"_a, "num_top"_a, "forced_token"_a);
+          "allowed"_a, "mask"_a, "wants_logprob"_a, "num_top"_a, "forced_token"_a);
 
   nb::class_<OpsBackend>(m, "OpsBackend")
       .def(nb::init<const std::string&, int>(), "device"_a, "num_threads"_a = 0)

@@ -60,11 +60,11 @@ Mat as_mat(const std::optional<Array>& a, const char* name) {
   return a.has_value() ? as_mat(*a, name) : Mat{};
 }
 
-// Contiguous float32 with exactly `count` elements, of any shape.
+// Contiguous, of `dtype`, with exactly `count` elements, of any shape.
 template <class Array>
-auto* as_floats(const Array& a, const char* name, int64_t count) {
-  if (dtype_of(a, name) != DType::kF32) {
-    fail(ErrorKind::kInvalidRequest, name, " is ", name_of(dtype_of(a, name)), ", expected float32");
+void expect_contiguous(const Array& a, const char* name, DType dtype, int64_t count) {
+  if (dtype_of(a, name) != dtype) {
+    fail(ErrorKind::kInvalidRequest, name, " is ", name_of(dtype_of(a, name)), ", expected ", name_of(dtype));
   }
   int64_t size = 1;
   for (std::size_t i = a.ndim(); i-- > 0;) {
@@ -73,7 +73,17 @@ auto* as_floats(const Array& a, const char* name, int64_t count) {
     size *= static_cast<int64_t>(a.shape(i));
   }
   if (size != count) fail(ErrorKind::kInvalidRequest, name, " has ", size, " elements, expected ", count);
+}
+
+template <class Array>
+auto* as_floats(const Array& a, const char* name, int64_t count) {
+  expect_contiguous(a, name, DType::kF32, count);
   return static_cast<std::conditional_t<std::is_same_v<Array, InArray>, const float*, float*>>(a.data());
+}
+
+inline const uint8_t* as_bytes(const InArray& a, const char* name, int64_t count) {
+  expect_contiguous(a, name, DType::kU8, count);
+  return static_cast<const uint8_t*>(a.data());
 }
 
 inline const float* as_floats(const std::optional<InArray>& a, const char* name, int64_t count) {

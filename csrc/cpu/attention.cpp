@@ -80,17 +80,24 @@ void attend(const PagedAttentionArgs& args, const Item& item, const AttentionKer
 
   AttentionTileJob job;
   job.q = scratch.q;
+  job.packed_q = scratch.packed_q;
   job.num_rows = num_rows;
   job.head_dim = spec.head_dim;
   job.kv = args.kv.data + item.kv_head * layout.head_bytes;
   job.page_bytes = args.kv.page_bytes;
-  job.v_offset = layout.k_bytes;
+  job.k_scale_offset = layout.k_scales;
+  job.v_offset = layout.v;
+  job.v_scale_offset = layout.v_scales;
   job.begin = scratch.begin;
   job.end = scratch.end;
   job.scale = args.scale;
   job.softcap = args.softcap;
   job.scores = scratch.scores;
+  job.weights = scratch.weights;
   job.out = scratch.tile;
+
+  const int elem = static_cast<int>(layout.elem);
+  if (kernels.pack_q[elem] != nullptr) kernels.pack_q[elem](job);
 
   const auto first_seen = [&](int64_t position) {
     return args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
@@ -107,7 +114,7 @@ void attend(const PagedAttentionArgs& args, const Item& item, const AttentionKer
       scratch.end[i] = static_cast<int32_t>(std::max(begin, end));
     }
     job.pages = pages + tile * kTilePages;
-    kernels.tile[static_cast<int>(layout.elem)](job);
+    kernels.tile[elem](job);
     kernels.merge(scratch.sum, scratch.tile, num_rows, spec.head_dim);
   }
   kernels.finish(scratch.sum, args.sinks != nullptr ? sinks : nullptr, out, num_rows, spec.head_dim);

@@ -19,6 +19,10 @@ namespace {
 constexpr int64_t kMaxPackedRows = 10 * kGroupRows;
 constexpr int64_t kMaxMoeTokens = 512;
 
+// A packed activation is at most a float32. (Two planes of bytes and what comes with each group of 32 are less.)
+constexpr int64_t kMaxActivationBytes = 4;
+constexpr int64_t kMaxActGroup = 128;
+
 }  // namespace
 
 CpuBackend::CpuBackend(int num_threads, CpuIsa isa)
@@ -32,8 +36,8 @@ Scratch Scratch::take(Arena& arena, const OpLimits& limits, int num_threads) {
 
   const int64_t rows = std::min(std::max(limits.max_tokens, limits.max_logit_rows), kMaxPackedRows);
   s.packed_rows = std::max(rows, s.moe_pairs);
-  s.packed_k = round_up(limits.max_features, 2);
-  s.packed = arena.take<std::byte>(checked_mul(checked_mul(s.packed_rows, s.packed_k, "packed"), 4, "packed"));
+  s.packed_row_bytes = checked_mul(round_up(limits.max_features, kMaxActGroup), kMaxActivationBytes, "packed");
+  s.packed = arena.take<std::byte>(checked_mul(s.packed_rows, s.packed_row_bytes, "packed"));
 
   s.moe_gate_up_size = checked_mul(s.moe_pairs, 2 * limits.moe_features, "moe");
   s.moe_gate_up = arena.take<float>(s.moe_gate_up_size);
@@ -56,7 +60,9 @@ Scratch Scratch::take(Arena& arena, const OpLimits& limits, int num_threads) {
   for (int i = 0; i < num_threads; ++i) {
     PerThread t;
     t.q = arena.take<float>(kAttentionRows * padded_dim);
+    t.packed_q = arena.take<std::byte>(kAttentionRows * padded_dim * 4);
     t.scores = arena.take<float>(kAttentionRows * kTileTokens);
+    t.weights = arena.take<int16_t>(kAttentionRows * kTileTokens);
     t.sum = take_state();
     t.tile = take_state();
     t.begin = arena.take<int32_t>(kAttentionRows);

@@ -19,6 +19,8 @@ std::unique_ptr<Backend> make_cpu_backend(int num_threads, CpuIsa isa);
 
 namespace cpu {
 
+struct Matrix;
+
 // Rows that are multiplied together, with the packed activations of one expert (dense: of the only one).
 struct RowGroup {
   int64_t expert = 0;
@@ -30,7 +32,9 @@ struct RowGroup {
 struct Scratch {
   struct PerThread {
     float* q = nullptr;
+    std::byte* packed_q = nullptr;
     float* scores = nullptr;
+    int16_t* weights = nullptr;
     AttentionState sum;
     AttentionState tile;
     int32_t* begin = nullptr;
@@ -40,7 +44,7 @@ struct Scratch {
 
   std::byte* packed = nullptr;  // activations as the kernels read them
   int64_t packed_rows = 0;
-  int64_t packed_k = 0;
+  int64_t packed_row_bytes = 0;
 
   int64_t moe_pairs = 0;  // (token, expert) pairs of one pass
   float* moe_gate_up = nullptr;
@@ -88,15 +92,14 @@ class CpuBackend final : public HostBackend {
   void copy_pages(const CopyPagesArgs& args) override;
 
  private:
-  // Rows of x, or rows row_ids[i] of x, as the kernels of `entry` read them.
+  // Rows of x, or rows row_ids[i] of x, as the kernels of the matrix read them.
   struct PackRows {
     const float* x;
     int64_t x_stride;
     const int32_t* row_ids;
-    int64_t k;
   };
-  void pack_rows(const LinearEntry& entry, const PackRows& rows, std::span<const RowGroup> groups);
-  void check_packed(const char* op, int64_t k) const;
+  void pack_rows(const Matrix& matrix, const PackRows& rows, std::span<const RowGroup> groups);
+  void check_packed(const char* op, const Matrix& matrix) const;
   void moe_pass(const MoeFfnArgs& args, int64_t token_begin, int64_t num_tokens);
   [[nodiscard]] std::span<const RowGroup> sort_by_expert(const MoeFfnArgs& args, int64_t token_begin,
                                                          int64_t num_tokens);
@@ -108,25 +111,27 @@ class CpuBackend final : public HostBackend {
   Scratch scratch_;
 };
 
-// Element type of a weight or KV format.
+// Element type of a weight format.
 Elem elem_of(WeightFormat format);
-Elem elem_of(DType dtype);
 
-// Sizes of a packed matrix: panels of 32 rows, K padded to 2.
+// Sizes of a packed matrix: panels of 32 rows, then the zeros of integer weights (kernels.h).
 struct PanelLayout {
   explicit PanelLayout(const WeightDesc& desc);
-  Elem elem;
-  int64_t padded_k;
-  int64_t num_panels;
-  int64_t panel_bytes;
-  int64_t expert_bytes;
+  IntFormat format;  // of integer weights
+  int64_t num_panels = 0;
+  int64_t panel_bytes = 0;
+  int64_t block_bytes = 0;   // of integer weights: a panel is (row scales and) blocks
+  int64_t zeros_offset = 0;  // from the first panel of an expert
+  int64_t expert_bytes = 0;
 };
 
-// Sizes within a KV page: per kv head the K part, then the V part.
+// Offsets and sizes within a KV page: per kv head K, then V, each followed by its scales if it is int8.
 struct PageLayout {
   explicit PageLayout(const KvSpec& spec);
-  Elem elem;
-  int64_t k_bytes;
+  KvElem elem;
+  int64_t k_scales;  // from the K of the same head, as are v and v_scales
+  int64_t v;
+  int64_t v_scales;
   int64_t head_bytes;
   int64_t page_bytes;
 };

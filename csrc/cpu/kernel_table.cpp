@@ -6,11 +6,13 @@ FASTLLM_DECLARE_KERNELS(scalar)
 #if defined(__x86_64__)
 FASTLLM_DECLARE_KERNELS(avx2)
 FASTLLM_DECLARE_KERNELS(avx512)
+FASTLLM_DECLARE_KERNELS(vnni)
 FASTLLM_DECLARE_KERNELS(bf16)
 #endif
 
-#define FASTLLM_KERNEL_TABLE(isa) \
-  {isa::kLinearKernels, &isa::kAttentionKernels, &isa::kElementwiseKernels, &isa::kProbeKernels}
+#define FASTLLM_KERNEL_TABLE(isa)                                                  \
+  {isa::kLinearKernels,     isa::kLinearIntKernels,    isa::kLinearDequantKernels, \
+   &isa::kAttentionKernels, &isa::kElementwiseKernels, &isa::kProbeKernels}
 
 namespace fastllm::cpu {
 namespace {
@@ -19,6 +21,7 @@ constinit const KernelTable kScalarTable = FASTLLM_KERNEL_TABLE(scalar);
 #if defined(__x86_64__)
 constinit const KernelTable kAvx2Table = FASTLLM_KERNEL_TABLE(avx2);
 constinit const KernelTable kAvx512Table = FASTLLM_KERNEL_TABLE(avx512);
+constinit const KernelTable kVnniTable = FASTLLM_KERNEL_TABLE(vnni);
 constinit const KernelTable kBf16Table = FASTLLM_KERNEL_TABLE(bf16);
 #endif
 
@@ -32,8 +35,9 @@ const KernelTable& kernels_for(CpuIsa isa) {
     case CpuIsa::kAvx2:
       return kAvx2Table;
     case CpuIsa::kAvx512:
-    case CpuIsa::kVnni:
       return kAvx512Table;
+    case CpuIsa::kVnni:
+      return kVnniTable;
     case CpuIsa::kBf16:
       return kBf16Table;
 #else

@@ -6,7 +6,7 @@
 
 namespace fastllm::cpu {
 
-// Throws kDevice for a level that this build lacks. kVnni has the kernels of kAvx512: there are no integer formats yet.
+// Throws kDevice for a level that this build lacks.
 const KernelTable& kernels_for(CpuIsa isa);
 
 }  // namespace fastllm::cpu

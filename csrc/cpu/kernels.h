@@ -6,7 +6,7 @@
 // function for a processor that lacks AVX-512. Hence no core/dtype.h here.
 //
 // "Pair block": the unit of every matrix layout here. Two consecutive steps of a reduction (k, k + 1) times 16 lanes:
-//   bf16: lane 0 step 0, lane 0 step 1, lane 1 step 0, ...   (the operand of a bf16 dot product)
+//   bf16, int8: lane 0 step 0, lane 0 step 1, lane 1 step 0, ...   (the operand of a dot product; int8 once widened)
 //   f16, f32: 16 lanes of step 0, then 16 lanes of step 1
 #pragma once
 
@@ -19,6 +19,10 @@ enum class Elem : uint8_t { kF32, kBF16, kF16 };
 constexpr int kNumElems = 3;
 constexpr int64_t size_of_elem(Elem e) { return e == Elem::kF32 ? 4 : 2; }
 
+enum class KvElem : uint8_t { kF32, kBF16, kF16, kI8 };
+constexpr int kNumKvElems = 4;
+constexpr int64_t size_of_elem(KvElem e) { return e == KvElem::kF32 ? 4 : e == KvElem::kI8 ? 1 : 2; }
+
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPanelRows = 32;  // output rows of W in a panel: two pair blocks side by side
 constexpr int64_t kGroupRows = 96;  // rows of activations that one task multiplies: with 8 panels it fits a 1 MB L2
@@ -27,24 +31,48 @@ constexpr int64_t kTileTokens = 256;  // attention tile, at absolute positions
 constexpr int64_t kTilePages = kTileTokens / kPageTokens;
 constexpr int64_t kAttentionRows = 32;  // (query token, head) rows of one attention item
 
-constexpr int64_t pair_block_bytes(Elem e) { return 2 * kLanes * size_of_elem(e); }
+constexpr int64_t kScaleDims = 32;      // dimensions of K that share a scale in an int8 page
+constexpr int64_t kScaleBytes = 2 * kLanes;  // bf16 scales of the 16 tokens of a page
 
-// Rounds (if the kernel multiplies in bf16), pads K to even and transposes rows of x into tiles of `row_tile` rows:
-// tile t of a group lies at its first row * padded K, as [k][rows of the tile] (bf16: [k / 2][rows][2]).
+constexpr int64_t pair_block_bytes(Elem e) { return 2 * kLanes * size_of_elem(e); }
+constexpr int64_t pair_block_bytes(KvElem e) { return 2 * kLanes * size_of_elem(e); }
+
+// How integer weights lie in their panels, and how activations meet them (ops/weights.h defines the modes).
+//
+// A panel is one block per activation group, ascending. In a block, line q has columns 4q..4q+3 of the group for 16
+// rows:
+//   int4: byte 64 q + 4 l + j           low nibble row l, high nibble row 16 + l, column 4q + j
+//   int8: byte 128 q + 64 h + 4 l + j   row 16 h + l
+// Then, with scales of groups, 32 of 16 bits in row order. Scales of whole rows: 32 floats before the first block.
+// Zeros, if any, are an array of their own: [panel][scale group][32 rows], a byte each.
+enum class ScaleKind : uint8_t { kF16, kBF16, kRow };
+enum class Planes : uint8_t { kOne, kResidual, kTwo };  // a8, a8r, a15
+struct IntFormat {
+  int64_t group = 0;  // columns of an activation group: 32, 64, 128
+  ScaleKind scales = ScaleKind::kF16;
+  Planes planes = Planes::kOne;
+};
+constexpr int64_t kRowScaleBytes = 4 * kPanelRows;
+
+// Prepares rows of x for the kernels of one LinearEntry, in tiles of up to `row_tile` rows whose innermost index is the
+// row; a tile begins at its first row * packed_row_bytes. The layout within belongs to the entry.
 struct PackRowsJob {
   const float* x = nullptr;
   int64_t x_stride = 0;
   const int32_t* row_ids = nullptr;  // row i comes from row row_ids[i] of x; nullptr: from row i
   int64_t num_rows = 0;              // of this group, <= kGroupRows
   int64_t k = 0;
-  void* packed = nullptr;  // of this group
+  IntFormat format;             // of integer weights
+  std::byte* packed = nullptr;  // of this group
 };
 
 // Rows of one group times some panels of one matrix.
 struct LinearJob {
-  const void* packed = nullptr;  // activations of the group
+  const std::byte* packed = nullptr;  // activations of the group
   int64_t num_rows = 0;
   int64_t k = 0;
+  IntFormat format;                // of integer weights
+  const uint8_t* zeros = nullptr;  // at the first panel, or nullptr: 8 (int4) or 128 (int8)
   const std::byte* panels = nullptr;
   int64_t panel_bytes = 0;
   int64_t num_panels = 0;
@@ -59,7 +87,7 @@ struct LinearJob {
 
 struct LinearEntry {
   int64_t row_tile;
-  int64_t activation_bytes;
+  int64_t (*packed_row_bytes)(int64_t k, const IntFormat& format);
   void (*pack_rows)(const PackRowsJob& job, int64_t tile_begin, int64_t tile_end);
   void (*run)(const LinearJob& job);
 };
@@ -72,23 +100,29 @@ struct AttentionState {
 };
 
 struct AttentionTileJob {
-  const float* q = nullptr;  // [num_rows, head_dim]
+  const float* q = nullptr;       // [num_rows, head_dim]
+  std::byte* packed_q = nullptr;  // the same as pack_q() leaves it, 4 * padded head_dim bytes a row
   int64_t num_rows = 0;
   int64_t head_dim = 0;
   const std::byte* kv = nullptr;  // page 0, at the K part of the kv head
   int64_t page_bytes = 0;
+  int64_t k_scale_offset = 0;      // from the K part, int8 only: [head_dim / 32][16 tokens]
   int64_t v_offset = 0;            // from the K part to the V part
+  int64_t v_scale_offset = 0;      // from the K part, int8 only: [16 tokens]
   const int32_t* pages = nullptr;  // ids of the tile's pages
   const int32_t* begin = nullptr;  // [num_rows] the row sees tokens [begin, end) of the tile
   const int32_t* end = nullptr;
   float scale = 1.0f;
   float softcap = 0.0f;
-  float* scores = nullptr;  // [num_rows, kTileTokens] scratch
+  float* scores = nullptr;      // [num_rows, kTileTokens] scratch
+  int16_t* weights = nullptr;  // [num_rows, kTileTokens] scratch: the weights of V as 16-bit factors
   AttentionState out;
 };
 
 struct AttentionKernels {
-  void (*tile[kNumElems])(const AttentionTileJob& job);
+  // Once before the tiles of the same rows; nullptr where tiles read q itself.
+  void (*pack_q[kNumKvElems])(const AttentionTileJob& job);
+  void (*tile[kNumKvElems])(const AttentionTileJob& job);
   void (*merge)(const AttentionState& into, const AttentionState& tile, int64_t num_rows, int64_t head_dim);
   // out[i] = o / l, sinks[i] joining the sum if sinks is not nullptr.
   void (*finish)(const AttentionState& state, const float* const* sinks, float* const* out, int64_t num_rows,
@@ -110,6 +144,8 @@ struct NormRow {
 struct KvSlot {
   std::byte* k = nullptr;  // K part of the page and kv head
   std::byte* v = nullptr;
+  std::byte* k_scales = nullptr;  // int8 only
+  std::byte* v_scales = nullptr;
   int64_t token = 0;  // in the page
 };
 
@@ -127,7 +163,7 @@ struct GatedRow {
 struct ElementwiseKernels {
   void (*rms_norm)(const NormRow& row);
   void (*rotate)(float* head, const float* cos, const float* sin, int64_t num_freqs);
-  void (*store_kv[kNumElems])(const KvSlot& slot, const float* k, const float* v, int64_t head_dim);
+  void (*store_kv[kNumKvElems])(const KvSlot& slot, const float* k, const float* v, int64_t head_dim);
   void (*gated)(const GatedRow& row);
   void (*add)(float* residual, const float* x, int64_t size);
   void (*add_gated)(float* residual, const float* x, float gate, int64_t size);  // += x * sigmoid(gate)
@@ -141,7 +177,9 @@ struct ProbeKernels {
 };
 
 struct KernelTable {
-  const LinearEntry* linear;  // [kNumElems]
+  const LinearEntry* linear;          // [kNumElems] float weights
+  const LinearEntry* linear_int;      // int8, int4 with integer activations
+  const LinearEntry* linear_dequant;  // int8, int4 with bf16 activations, then the same with float32
   const AttentionKernels* attention;
   const ElementwiseKernels* elementwise;
   const ProbeKernels* probe;
@@ -153,6 +191,8 @@ struct KernelTable {
 #define FASTLLM_DECLARE_KERNELS(isa)                   \
   namespace fastllm::cpu::isa {                        \
   extern const LinearEntry kLinearKernels[];           \
+  extern const LinearEntry kLinearIntKernels[];        \
+  extern const LinearEntry kLinearDequantKernels[];    \
   extern const AttentionKernels kAttentionKernels;     \
   extern const ElementwiseKernels kElementwiseKernels; \
   extern const ProbeKernels kProbeKernels;             \

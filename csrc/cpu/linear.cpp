@@ -18,28 +18,53 @@ int64_t panels_per_task(int64_t num_panels, int64_t num_groups, int num_threads)
   return panels;
 }
 
-LinearJob linear_job(const PackedWeight& weight, const PanelLayout& layout, int64_t expert, int64_t panel_begin,
-                     int64_t panel_end) {
+namespace {
+
+const LinearEntry& entry_for(const WeightDesc& desc, const KernelTable& kernels) {
+  if (!is_integer(desc.format)) return kernels.linear[static_cast<int>(elem_of(desc.format))];
+  const int format = desc.format == WeightFormat::kInt4 ? 1 : 0;
+  if (desc.act == ActMode::kBF16) return kernels.linear_dequant[format];
+  if (desc.act == ActMode::kF32) return kernels.linear_dequant[2 + format];
+  return kernels.linear_int[format];
+}
+
+}  // namespace
+
+Matrix::Matrix(const PackedWeight& packed_weight, const KernelTable& kernels)
+    : weight(packed_weight),
+      layout(packed_weight.desc),
+      entry(entry_for(packed_weight.desc, kernels)),
+      row_bytes(entry.packed_row_bytes(packed_weight.desc.k, layout.format)) {}
+
+LinearJob Matrix::job(int64_t expert, int64_t panel_begin, int64_t panel_end) const {
+  const WeightDesc& desc = weight.desc;
+  const std::byte* panels = weight.data + expert * layout.expert_bytes;
   LinearJob job;
-  job.k = weight.desc.k;
-  job.panels = weight.data + expert * layout.expert_bytes + panel_begin * layout.panel_bytes;
+  job.k = desc.k;
+  job.format = layout.format;
+  job.panels = panels + panel_begin * layout.panel_bytes;
   job.panel_bytes = layout.panel_bytes;
   job.num_panels = panel_end - panel_begin;
-  job.num_cols = weight.desc.n - panel_begin * kPanelRows;
+  job.num_cols = desc.n - panel_begin * kPanelRows;
+  if (is_integer(desc.format) && desc.has_zeros) {
+    job.zeros =
+        reinterpret_cast<const uint8_t*>(panels + layout.zeros_offset) + panel_begin * desc.groups() * kPanelRows;
+  }
   return job;
 }
 
-void CpuBackend::check_packed(const char* op, int64_t k) const {
-  FASTLLM_CHECK(k <= scratch_.packed_k && scratch_.packed_rows > 0, op, ": K = ", k, " but reserve() planned for ",
-                scratch_.packed_k);
+void CpuBackend::check_packed(const char* op, const Matrix& matrix) const {
+  FASTLLM_CHECK(matrix.row_bytes <= scratch_.packed_row_bytes && scratch_.packed_rows > 0, op,
+                ": K = ", matrix.weight.desc.k, " is more than reserve() planned for");
 }
 
-void CpuBackend::pack_rows(const LinearEntry& entry, const PackRows& rows, std::span<const RowGroup> groups) {
-  const int64_t padded_k = round_up(rows.k, 2);
+void CpuBackend::pack_rows(const Matrix& matrix, const PackRows& rows, std::span<const RowGroup> groups) {
+  const LinearEntry& entry = matrix.entry;
+  const int64_t k = matrix.weight.desc.k;
   const int64_t tiles_per_group = ceil_div(kGroupRows, entry.row_tile);
   const int64_t num_units = static_cast<int64_t>(groups.size()) * tiles_per_group;
   const int64_t last_row = groups.empty() ? 0 : groups.back().begin + groups.back().num_rows;
-  const bool is_small = last_row * rows.k <= kNumbersPerTask;
+  const bool is_small = last_row * k <= kNumbersPerTask;
   pool_.parallel_for(num_units, is_small ? num_units : 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const RowGroup& group = groups[static_cast<std::size_t>(unit / tiles_per_group)];
@@ -50,19 +75,18 @@ void CpuBackend::pack_rows(const LinearEntry& entry, const PackRows& rows, std::
       job.x_stride = rows.x_stride;
       job.row_ids = rows.row_ids != nullptr ? rows.row_ids + group.begin : nullptr;
       job.num_rows = group.num_rows;
-      job.k = rows.k;
-      job.packed = scratch_.packed + group.begin * padded_k * entry.activation_bytes;
+      job.k = k;
+      job.format = matrix.layout.format;
+      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
       entry.pack_rows(job, tile, tile + 1);
     }
   });
 }
 
 void CpuBackend::linear(const LinearArgs& args) {
-  const PackedWeight& weight = *args.weight;
-  const PanelLayout layout(weight.desc);
-  const LinearEntry& entry = kernels_.linear[static_cast<int>(layout.elem)];
   if (args.x.rows == 0) return;
-  check_packed("linear", weight.desc.k);
+  const Matrix matrix(*args.weight, kernels_);
+  check_packed("linear", matrix);
 
   const int64_t rows_per_pass = std::min(scratch_.packed_rows, (scratch_.max_groups - 1) * kGroupRows + 1);
   for (int64_t first = 0; first < args.x.rows; first += rows_per_pass) {
@@ -73,22 +97,22 @@ void CpuBackend::linear(const LinearArgs& args) {
       scratch_.groups[g] = {0, begin, num_rows * (g + 1) / num_groups - begin};
     }
     const std::span<const RowGroup> groups(scratch_.groups, static_cast<std::size_t>(num_groups));
-    pack_rows(entry, {args.x.row<float>(first), args.x.stride, nullptr, weight.desc.k}, groups);
+    pack_rows(matrix, {args.x.row<float>(first), args.x.stride, nullptr}, groups);
 
     // The groups of one block of panels follow each other, so that the block is read from memory once.
-    const int64_t panels = panels_per_task(layout.num_panels, num_groups, num_threads());
-    const int64_t num_blocks = ceil_div(layout.num_panels, panels);
+    const int64_t panels = panels_per_task(matrix.layout.num_panels, num_groups, num_threads());
+    const int64_t num_blocks = ceil_div(matrix.layout.num_panels, panels);
     pool_.parallel_for(num_blocks * num_groups, 1, [&](int64_t unit, int64_t, int) {
       const RowGroup& group = groups[static_cast<std::size_t>(unit % num_groups)];
       const int64_t panel_begin = unit / num_groups * panels;
       const int64_t column = panel_begin * kPanelRows;
-      LinearJob job = linear_job(weight, layout, 0, panel_begin, std::min(panel_begin + panels, layout.num_panels));
-      job.packed = scratch_.packed + group.begin * layout.padded_k * entry.activation_bytes;
+      LinearJob job = matrix.job(0, panel_begin, std::min(panel_begin + panels, matrix.layout.num_panels));
+      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
       job.num_rows = group.num_rows;
       job.bias = args.bias != nullptr ? args.bias + column : nullptr;
       job.y = args.y.row<float>(first + group.begin) + column;
       job.y_stride = args.y.stride;
-      entry.run(job);
+      matrix.entry.run(job);
     });
   }
 }

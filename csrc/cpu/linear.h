@@ -1,4 +1,4 @@
-// How a product with a packed matrix is cut into tasks; shared by `linear` and the experts.
+// What a product with a packed matrix needs, and how it is cut into tasks; shared by `linear` and the experts.
 #pragma once
 
 #include "cpu/cpu_backend.h"
@@ -8,8 +8,17 @@ namespace fastllm::cpu {
 // Panels of one task: up to 8, fewer (a power of two) when there would not be enough tasks for the threads.
 int64_t panels_per_task(int64_t num_panels, int64_t num_groups, int num_threads);
 
-// The part of a job that belongs to the weights: panels [panel_begin, panel_end) of one expert.
-LinearJob linear_job(const PackedWeight& weight, const PanelLayout& layout, int64_t expert, int64_t panel_begin,
-                     int64_t panel_end);
+// A packed weight, where its parts lie, and the kernels that multiply with it.
+struct Matrix {
+  Matrix(const PackedWeight& packed_weight, const KernelTable& kernels);
+
+  const PackedWeight& weight;
+  PanelLayout layout;
+  const LinearEntry& entry;
+  int64_t row_bytes;  // of a row of activations as the entry's kernels read it
+
+  // The part of a job that belongs to the weights: panels [panel_begin, panel_end) of one expert.
+  [[nodiscard]] LinearJob job(int64_t expert, int64_t panel_begin, int64_t panel_end) const;
+};
 
 }  // namespace fastllm::cpu

@@ -66,7 +66,8 @@ void CpuBackend::moe_route(const MoeRouteArgs& args) {
 
 void CpuBackend::moe_ffn(const MoeFfnArgs& args) {
   if (args.x.rows == 0) return;
-  check_packed("moe_ffn", std::max(args.gate_up->desc.k, args.down->desc.k));
+  check_packed("moe_ffn", Matrix(*args.gate_up, kernels_));
+  check_packed("moe_ffn", Matrix(*args.down, kernels_));
   const int64_t tokens_per_pass = scratch_.moe_pairs / args.top_k;
   FASTLLM_CHECK(tokens_per_pass > 0 && tokens_per_pass * args.top_k * args.gate_up->desc.n <= scratch_.moe_gate_up_size,
                 "moe_ffn: top_k = ", args.top_k, " or F = ", args.down->desc.k,
@@ -112,47 +113,45 @@ void CpuBackend::moe_pass(const MoeFfnArgs& args, int64_t token_begin, int64_t n
   const Mat gate_up{scratch_.moe_gate_up, DType::kF32, num_pairs, 2 * ffn_dim, 2 * ffn_dim};
 
   {
-    const PanelLayout layout(args.gate_up->desc);
-    const LinearEntry& entry = kernels_.linear[static_cast<int>(layout.elem)];
-    pack_rows(entry, {args.x.row<float>(token_begin), args.x.stride, scratch_.pair_token, args.gate_up->desc.k},
-              groups);
-    const int64_t panels = panels_per_task(layout.num_panels, num_groups, num_threads());
-    const int64_t num_blocks = ceil_div(layout.num_panels, panels);
+    const Matrix matrix(*args.gate_up, kernels_);
+    const int64_t num_panels = matrix.layout.num_panels;
+    pack_rows(matrix, {args.x.row<float>(token_begin), args.x.stride, scratch_.pair_token}, groups);
+    const int64_t panels = panels_per_task(num_panels, num_groups, num_threads());
+    const int64_t num_blocks = ceil_div(num_panels, panels);
     pool_.parallel_for(num_groups * num_blocks, 1, [&](int64_t unit, int64_t, int) {
       const RowGroup& group = groups[static_cast<std::size_t>(unit / num_blocks)];
       const int64_t first = unit % num_blocks * panels;
       const int64_t column = first * kPanelRows;
-      LinearJob job =
-          linear_job(*args.gate_up, layout, group.expert, first, std::min(first + panels, layout.num_panels));
-      job.packed = scratch_.packed + group.begin * layout.padded_k * entry.activation_bytes;
+      LinearJob job = matrix.job(group.expert, first, std::min(first + panels, num_panels));
+      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
       job.num_rows = group.num_rows;
       job.bias = args.gate_up_bias != nullptr ? args.gate_up_bias + group.expert * 2 * ffn_dim + column : nullptr;
       job.y = gate_up.row<float>(group.begin) + column;
       job.y_stride = gate_up.stride;
-      entry.run(job);
+      matrix.entry.run(job);
     });
   }
 
   gated_activation({gate_up, args.activation, gate_up.columns(0, ffn_dim)});  // over the gates, in place
 
   for (int64_t t = token_begin; t < token_begin + num_tokens; ++t) std::fill_n(args.y.row<float>(t), args.y.cols, 0.0f);
-  const PanelLayout layout(args.down->desc);
-  const LinearEntry& entry = kernels_.linear[static_cast<int>(layout.elem)];
-  pack_rows(entry, {gate_up.row<float>(0), gate_up.stride, nullptr, ffn_dim}, groups);
-  const int64_t panels = panels_per_task(layout.num_panels, 1, num_threads());
-  pool_.parallel_for(ceil_div(layout.num_panels, panels), 1, [&](int64_t unit, int64_t, int) {
+  const Matrix matrix(*args.down, kernels_);
+  const int64_t num_panels = matrix.layout.num_panels;
+  pack_rows(matrix, {gate_up.row<float>(0), gate_up.stride, nullptr}, groups);
+  const int64_t panels = panels_per_task(num_panels, 1, num_threads());
+  pool_.parallel_for(ceil_div(num_panels, panels), 1, [&](int64_t unit, int64_t, int) {
     const int64_t first = unit * panels;
     const int64_t column = first * kPanelRows;
     for (const RowGroup& group : groups) {
-      LinearJob job = linear_job(*args.down, layout, group.expert, first, std::min(first + panels, layout.num_panels));
-      job.packed = scratch_.packed + group.begin * layout.padded_k * entry.activation_bytes;
+      LinearJob job = matrix.job(group.expert, first, std::min(first + panels, num_panels));
+      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
       job.num_rows = group.num_rows;
       job.bias = args.down_bias != nullptr ? args.down_bias + group.expert * args.y.cols + column : nullptr;
       job.y = args.y.row<float>(token_begin) + column;
       job.y_stride = args.y.stride;
       job.row_weights = scratch_.pair_weight + group.begin;
       job.row_ids = scratch_.pair_token + group.begin;
-      entry.run(job);
+      matrix.entry.run(job);
     }
   });
 }

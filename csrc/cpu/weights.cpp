@@ -1,9 +1,10 @@
-// Where bytes lie: panels of weights, pages of K/V, and the embedding read back from its panels.
+// Where bytes lie: panels of weights, and the embedding read back from its panels.
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 
 #include "core/checked.h"
+#include "cpu/codes.h"
 #include "cpu/cpu_backend.h"
 
 namespace fastllm::cpu {
@@ -23,21 +24,28 @@ Elem elem_of(WeightFormat format) {
   fail(ErrorKind::kInternal, "cpu: unknown weight format");
 }
 
-Elem elem_of(DType dtype) { return elem_of(format_of(dtype)); }
-
-PanelLayout::PanelLayout(const WeightDesc& desc)
-    : elem(elem_of(desc.format)),
-      padded_k(round_up(desc.k, 2)),
-      num_panels(ceil_div(desc.n, kPanelRows)),
-      panel_bytes(checked_mul(padded_k, kPanelRows * size_of_elem(elem), "weight")),
-      expert_bytes(checked_mul(num_panels, panel_bytes, "weight")) {}
-
-PageLayout::PageLayout(const KvSpec& spec)
-    : elem(elem_of(spec.dtype)),
-      k_bytes(ceil_div(spec.head_dim, 2) * pair_block_bytes(elem)),
-      head_bytes(checked_add(
-          k_bytes, checked_mul(kPageTokens / 2 * ceil_div(spec.head_dim, kLanes), pair_block_bytes(elem), "KV page"))),
-      page_bytes(checked_mul(spec.num_kv_heads, head_bytes, "KV page")) {}
+PanelLayout::PanelLayout(const WeightDesc& desc) : num_panels(ceil_div(desc.n, kPanelRows)) {
+  if (is_integer(desc.format)) {
+    const bool has_row_scales = desc.group == 0;
+    format.group = desc.act_group();
+    format.scales = has_row_scales                    ? ScaleKind::kRow
+                    : desc.scale_dtype == DType::kF16 ? ScaleKind::kF16
+                                                      : ScaleKind::kBF16;
+    format.planes = desc.act == ActMode::kA8R   ? Planes::kResidual
+                    : desc.act == ActMode::kA15 ? Planes::kTwo
+                                                : Planes::kOne;
+    block_bytes = format.group * (desc.format == WeightFormat::kInt4 ? kPanelRows / 2 : kPanelRows) +
+                  (has_row_scales ? 0 : 2 * kPanelRows);
+    panel_bytes = checked_add(checked_mul(ceil_div(desc.k, format.group), block_bytes, "weight"),
+                              has_row_scales ? kRowScaleBytes : 0, "weight");
+  } else {
+    panel_bytes = checked_mul(round_up(desc.k, 2), kPanelRows * size_of_elem(elem_of(desc.format)), "weight");
+  }
+  zeros_offset = checked_mul(num_panels, panel_bytes, "weight");
+  const bool has_zeros = is_integer(desc.format) && desc.has_zeros;
+  const int64_t zeros_bytes = has_zeros ? checked_mul(num_panels, desc.groups() * kPanelRows, "weight") : 0;
+  expert_bytes = checked_add(zeros_offset, round_up(zeros_bytes, 64), "weight");
+}
 
 namespace {
 
@@ -125,14 +133,17 @@ void CpuBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
   });
 }
 
-void CpuBackend::pack_codes(const PackedWeight&, const CodeSlice&) {
-  fail(ErrorKind::kUnsupportedModel, "cpu: integer weights are not there yet");
-}
-
-int64_t CpuBackend::kv_page_bytes(const KvSpec& spec) const { return PageLayout(spec).page_bytes; }
 
 void CpuBackend::embed(const EmbedArgs& args) {
   const PanelLayout layout(args.table->desc);
+  if (is_integer(args.table->desc.format)) {
+    pool_.parallel_for(args.num_tokens, 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) {
+        unpack_row(*args.table, layout, args.ids[t], args.scale, args.out.row<float>(t));
+      }
+    });
+    return;
+  }
   const auto gather = [&]<class T>(T) {
     pool_.parallel_for(args.num_tokens, 4, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) {
@@ -145,22 +156,13 @@ void CpuBackend::embed(const EmbedArgs& args) {
       }
     });
   };
-  switch (layout.elem) {
+  switch (elem_of(args.table->desc.format)) {
     case Elem::kF32:
       return gather(float{});
     case Elem::kBF16:
       return gather(fastllm::bf16{});
     case Elem::kF16:
       return gather(fastllm::f16{});
-  }
-}
-
-void CpuBackend::copy_pages(const CopyPagesArgs& args) {
-  // In order, on one thread: a page may be both a source and a later destination.
-  for (std::size_t i = 0; i < args.from.size(); ++i) {
-    if (args.from[i] == args.to[i]) continue;
-    std::memcpy(args.kv.data + args.to[i] * args.kv.page_bytes, args.kv.data + args.from[i] * args.kv.page_bytes,
-                static_cast<std::size_t>(args.kv.page_bytes));
   }
 }
 

@@ -26,7 +26,7 @@ constexpr DType dtype_of(WeightFormat format) {
     case WeightFormat::kInt4:
       break;
   }
-  fail(ErrorKind::kInternal, "cuda: ", name_of(format), " is not a float format");
+  fail(ErrorKind::kUnsupportedModel, "cuda: ", name_of(format), " weights are not there yet");
 }
 
 // Elements from one row to the next.
@@ -67,9 +67,10 @@ decltype(auto) with_device_type(DType t, F&& f) {
     case DType::kI32:
     case DType::kI64:
     case DType::kU8:
+    case DType::kI8:
       break;
   }
-  fail(ErrorKind::kInternal, "cuda: ", name_of(t), " is not a float type");
+  fail(ErrorKind::kUnsupportedModel, "cuda: ", name_of(t), " is not there yet");
 }
 
 }  // namespace fastllm::cuda

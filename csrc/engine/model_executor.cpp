@@ -1,15 +1,18 @@
 #include "engine/model_executor.h"
 
+#include <algorithm>
+#include <bit>
 #include <utility>
 
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/fault.h"
 #include "engine/request.h"
 
 namespace fastllm {
 
-Model::Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, DType weight_dtype)
-    : spec(std::move(model_spec)), backend(std::move(model_backend)), dtype(weight_dtype) {
+Model::Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, WeightPlan weight_plan)
+    : spec(std::move(model_spec)), backend(std::move(model_backend)), plan(std::move(weight_plan)) {
   check(spec);
 }
 
@@ -21,7 +24,7 @@ std::vector<KvSpec> Model::kv_specs(DType kv_dtype) const {
   return specs;
 }
 
-int64_t Model::weight_bytes() const { return ModelWeights::bytes(spec, format_of(dtype), *backend); }
+int64_t Model::weight_bytes() const { return ModelWeights::bytes(spec, plan, *backend); }
 
 int64_t Model::step_bytes(const StepLimits& limits) const {
   return Decoder::activation_bytes(spec, limits) + backend->scratch_bytes(op_limits(spec, limits)) +
@@ -30,16 +33,12 @@ int64_t Model::step_bytes(const StepLimits& limits) const {
 
 int64_t Model::kv_page_bytes(DType kv_dtype) const { return KvStorage::page_bytes(kv_specs(kv_dtype), *backend); }
 
-void Model::allocate_weights() { weights = std::make_unique<ModelWeights>(spec, format_of(dtype), *backend); }
+void Model::allocate_weights() { weights = std::make_unique<ModelWeights>(spec, plan, *backend); }
 
-namespace {
-
-const ModelWeights& loaded(const Model& model) {
-  FASTLLM_CHECK(model.weights != nullptr, "weights were not allocated");
-  return *model.weights;
+const ModelWeights& Model::loaded_weights() const {
+  FASTLLM_CHECK(weights != nullptr, "weights were not allocated");
+  return *weights;
 }
-
-}  // namespace
 
 ModelClaim::ModelClaim(std::shared_ptr<Model> model) : model_(std::move(model)) {
   if (!model_->is_in_use.exchange(true)) return;
@@ -51,8 +50,30 @@ ModelClaim::~ModelClaim() { model_->is_in_use = false; }
 ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype)
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
-      decoder_(model_->spec, loaded(*model_), *model_->backend, limits),
-      device_step_(*model_->backend, limits) {}
+      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits),
+      device_step_(*model_->backend, limits),
+      limits_(limits) {}
+
+// Steps in which every sequence has one token and one row are padded to few shapes, so that a backend that records
+// steps can repeat them.
+float* ModelExecutor::forward(const Step& step) {
+  Backend& backend = *model_->backend;
+  const StepView& view = step.view;
+  const DeviceStep::Arrays host{view, step.logit_rows};
+  const bool is_decode = view.num_tokens == view.num_seqs && step.num_rows() == view.num_seqs;
+  if (!backend.has_graphs() || !is_decode) {
+    const DeviceStep::Arrays arrays = device_step_.upload(host);
+    return decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+  }
+  const auto power_of_two = [](int64_t x) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(x))); };
+  const int64_t wanted = view.num_seqs <= 8 ? power_of_two(view.num_seqs) : round_up(view.num_seqs, 8);
+  const int64_t num_seqs = std::min(wanted, limits_.max_seqs);
+  const int64_t max_pages = std::min(power_of_two(view.max_pages), limits_.max_pages_per_seq);
+  const DeviceStep::Arrays arrays = device_step_.upload_decode(host, num_seqs, max_pages);
+  const uint64_t key = static_cast<uint64_t>(num_seqs) << 32 | static_cast<uint64_t>(max_pages);
+  backend.run(key, [&] { decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows); });
+  return decoder_.logits();
+}
 
 void ModelExecutor::execute(Step& step) {
   FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
@@ -60,11 +81,12 @@ void ModelExecutor::execute(Step& step) {
   if (!step.copy_from.empty()) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
-  const DeviceStep::Arrays arrays = device_step_.upload(step);
-  float* logits = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+  const double forward_begin_s = monotonic_s();
+  float* logits = forward(step);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
+  step.before_sample(step.sample_begin_s - forward_begin_s);
   const int64_t vocab = model_->spec.vocab_size;
   backend.sample({.logits = logits,
                   .num_rows = step.num_rows(),

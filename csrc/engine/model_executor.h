@@ -16,7 +16,7 @@ namespace fastllm {
 // A model and the backend that runs it. Weights are allocated by allocate_weights(), after the plan was accepted.
 // enable_shared_from_this: an engine may outlive the Python object; bindings must share this ownership.
 struct Model : std::enable_shared_from_this<Model> {
-  Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, DType weight_dtype);
+  Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, WeightPlan weight_plan);
 
   [[nodiscard]] std::vector<KvSpec> kv_specs(DType kv_dtype) const;
   // Bytes of the parts of the plan.
@@ -24,10 +24,11 @@ struct Model : std::enable_shared_from_this<Model> {
   [[nodiscard]] int64_t step_bytes(const StepLimits& limits) const;
   [[nodiscard]] int64_t kv_page_bytes(DType kv_dtype) const;
   void allocate_weights();
+  [[nodiscard]] const ModelWeights& loaded_weights() const;
 
   ModelSpec spec;
   std::unique_ptr<Backend> backend;
-  DType dtype;
+  WeightPlan plan;
   std::unique_ptr<ModelWeights> weights;
   std::atomic<bool> is_in_use{false};  // by a ModelClaim
 };
@@ -53,10 +54,13 @@ class ModelExecutor final : public Executor {
   void execute(Step& step) override;
 
  private:
+  float* forward(const Step& step);
+
   ModelClaim model_;
   KvStorage kv_;
   Decoder decoder_;
   DeviceStep device_step_;
+  StepLimits limits_;
 };
 
 }  // namespace fastllm

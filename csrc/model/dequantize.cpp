@@ -1,6 +1,8 @@
 #include "model/dequantize.h"
 
 #include <algorithm>
+#include <cstring>
+#include <ranges>
 
 #include "core/checked.h"
 #include "core/error.h"
@@ -49,6 +51,38 @@ void unpack_transposed(const PackedWords& from, uint8_t* out, int64_t out_rows, 
   }
 }
 
+// The codes of a word as consecutive bytes, lowest bits first.
+uint64_t spread(uint32_t word, int bits) {
+  if (bits == 8) return word;
+  uint64_t x = word;
+  x = (x | (x << 16)) & 0x0000ffff0000ffffu;
+  x = (x | (x << 8)) & 0x00ff00ff00ff00ffu;
+  return (x | (x << 4)) & 0x0f0f0f0f0f0f0f0fu;
+}
+
+// Words of consecutive columns (of the output), which is what a row of it is made of: whole words at once, in tiles of a
+// line of words by a line of bytes. What fills up no word is left to the caller.
+void unpack_in_order(const PackedWords& from, uint8_t* out, int64_t out_cols, int64_t num_words, bool is_transposed) {
+  constexpr int64_t kTileWords = 8;
+  constexpr int64_t kTileRows = 16;
+  const int64_t num_rows = is_transposed ? from.cols : from.rows;
+  const int64_t row_step = is_transposed ? from.col_stride : from.row_stride;
+  const int64_t word_step = is_transposed ? from.row_stride : from.col_stride;
+  const auto word_bytes = static_cast<std::size_t>(32 / from.bits);
+  for (int64_t word_begin = 0; word_begin < num_words; word_begin += kTileWords) {
+    const int64_t word_end = std::min(word_begin + kTileWords, num_words);
+    for (int64_t row_begin = 0; row_begin < num_rows; row_begin += kTileRows) {
+      const int64_t row_end = std::min(row_begin + kTileRows, num_rows);
+      for (int64_t w = word_begin; w < word_end; ++w) {
+        for (int64_t row = row_begin; row < row_end; ++row) {
+          const uint64_t codes = spread(from.data[row * row_step + w * word_step], from.bits);
+          std::memcpy(out + row * out_cols + w * (32 / from.bits), &codes, word_bytes);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void dequantize(const QuantizedRows& from, float* out) {
@@ -80,6 +114,10 @@ void unpack_codes(const PackedWords& from, bool transpose, uint8_t* out, int64_t
   FASTLLM_CHECK(ceil_div(num_cols, from.packs_rows ? 1 : per_word) == from.cols, "columns of codes");
   const uint32_t mask = (1u << from.bits) - 1;
   if (transpose && !from.packs_rows) return unpack_transposed(from, out, out_rows, out_cols, mask);
+  const bool is_in_order = std::ranges::equal(from.positions, std::views::iota(0, static_cast<int>(per_word)));
+  if (transpose == from.packs_rows && is_in_order && out_cols % per_word == 0) {
+    return unpack_in_order(from, out, out_cols, out_cols / per_word, transpose);
+  }
   const int64_t row_step = transpose ? 1 : out_cols;  // of the matrix, in bytes of the output
   const int64_t col_step = transpose ? out_cols : 1;
   for (int64_t i = 0; i < from.rows; ++i) {

@@ -1,37 +1,36 @@
 #include "model/weight_slots.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "core/checked.h"
 #include "core/fault.h"
 #include "core/random.h"
+#include "ops/quantize_rows.h"
 
 namespace fastllm {
 namespace {
 
-struct MatrixDecl {
-  std::string name;
-  WeightDesc desc;
-};
-struct VectorDecl {
+constexpr int64_t kRowsAtOnce = 64;  // backends pack such runs together
+constexpr int64_t kFloatsAtOnce = 1 << 17;
+
+struct VectorShape {
   std::string name;
   int64_t size = 0;
 };
 struct Declarations {
-  std::vector<MatrixDecl> matrices;
-  std::vector<VectorDecl> vectors;
+  std::vector<MatrixShape> matrices;
+  std::vector<VectorShape> vectors;
 };
 
-void declare_attention(const std::string& prefix, const LayerSpec& layer, int64_t hidden, WeightFormat format,
-                       Declarations& out) {
+void declare_attention(const std::string& prefix, const LayerSpec& layer, int64_t hidden, Declarations& out) {
   const AttentionSpec& a = layer.attention;
   const int64_t q_dim = checked_mul(a.num_heads, a.head_dim);
   const int64_t kv_dim = checked_mul(a.num_kv_heads, a.head_dim);
   const int64_t qkv_dim = q_dim + 2 * kv_dim;
-  out.matrices.push_back({prefix + "qkv", {qkv_dim, hidden, 1, format}});
-  out.matrices.push_back({prefix + "o", {hidden, q_dim, 1, format}});
+  out.matrices.push_back({prefix + "qkv", qkv_dim, hidden});
+  out.matrices.push_back({prefix + "o", hidden, q_dim});
   if (a.has_qkv_bias) out.vectors.push_back({prefix + "qkv_bias", qkv_dim});
   if (a.has_output_bias) out.vectors.push_back({prefix + "o_bias", hidden});
   if (a.has_sinks) out.vectors.push_back({prefix + "sinks", a.num_heads});
@@ -42,102 +41,167 @@ void declare_attention(const std::string& prefix, const LayerSpec& layer, int64_
   }
 }
 
-void declare_moe(const std::string& prefix, const MoeSpec& moe, int64_t hidden, WeightFormat format,
-                 Declarations& out) {
+void declare_moe(const std::string& prefix, const MoeSpec& moe, int64_t hidden, Declarations& out) {
   const int64_t x = moe.num_experts;
-  out.matrices.push_back({prefix + "router", {x, hidden, 1, WeightFormat::kF32}});
-  out.matrices.push_back({prefix + "experts.gate_up", {2 * moe.ffn_dim, hidden, x, format}});
-  out.matrices.push_back({prefix + "experts.down", {hidden, moe.ffn_dim, x, format}});
+  out.matrices.push_back({.name = prefix + "router", .n = x, .k = hidden, .is_fixed = true});
+  out.matrices.push_back({prefix + "experts.gate_up", 2 * moe.ffn_dim, hidden, x});
+  out.matrices.push_back({prefix + "experts.down", hidden, moe.ffn_dim, x});
   if (moe.has_router_bias) out.vectors.push_back({prefix + "router_bias", x});
   if (moe.has_expert_bias) {
     out.vectors.push_back({prefix + "experts.gate_up_bias", checked_mul(x, 2 * moe.ffn_dim)});
     out.vectors.push_back({prefix + "experts.down_bias", checked_mul(x, hidden)});
   }
   if (moe.shared_ffn_dim > 0) {
-    out.matrices.push_back({prefix + "shared.gate_up", {2 * moe.shared_ffn_dim, hidden, 1, format}});
-    out.matrices.push_back({prefix + "shared.down", {hidden, moe.shared_ffn_dim, 1, format}});
-    out.matrices.push_back({prefix + "shared_gate", {1, hidden, 1, WeightFormat::kF32}});
+    out.matrices.push_back({prefix + "shared.gate_up", 2 * moe.shared_ffn_dim, hidden});
+    out.matrices.push_back({prefix + "shared.down", hidden, moe.shared_ffn_dim});
+    out.matrices.push_back({.name = prefix + "shared_gate", .n = 1, .k = hidden, .is_fixed = true});
   }
 }
 
-Declarations declare(const ModelSpec& spec, WeightFormat format) {
+Declarations declare(const ModelSpec& spec) {
   Declarations out;
   const int64_t hidden = spec.hidden_size;
-  out.matrices.push_back({"embed", {spec.vocab_size, hidden, 1, format}});
-  if (!spec.tied_embeddings) out.matrices.push_back({"lm_head", {spec.vocab_size, hidden, 1, format}});
+  out.matrices.push_back({"embed", spec.vocab_size, hidden});
+  if (!spec.tied_embeddings) out.matrices.push_back({"lm_head", spec.vocab_size, hidden});
   out.vectors.push_back({"final_norm", hidden});
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const LayerSpec& layer = spec.layers[i];
     const std::string prefix = "layers." + std::to_string(i) + ".";
-    declare_attention(prefix, layer, hidden, format, out);
+    declare_attention(prefix, layer, hidden, out);
     if (layer.attention_norm) out.vectors.push_back({prefix + "attention_norm", hidden});
     if (layer.attention_post_norm) out.vectors.push_back({prefix + "attention_post_norm", hidden});
     if (layer.ffn_norm) out.vectors.push_back({prefix + "ffn_norm", hidden});
     if (layer.ffn_post_norm) out.vectors.push_back({prefix + "ffn_post_norm", hidden});
     if (layer.moe) {
-      declare_moe(prefix, *layer.moe, hidden, format, out);
+      declare_moe(prefix, *layer.moe, hidden, out);
     } else {
-      out.matrices.push_back({prefix + "gate_up", {2 * layer.ffn->ffn_dim, hidden, 1, format}});
-      out.matrices.push_back({prefix + "down", {hidden, layer.ffn->ffn_dim, 1, format}});
+      out.matrices.push_back({prefix + "gate_up", 2 * layer.ffn->ffn_dim, hidden});
+      out.matrices.push_back({prefix + "down", hidden, layer.ffn->ffn_dim});
     }
   }
   return out;
 }
 
-int64_t place(const Declarations& declarations, const Backend& backend, Arena& arena,
+int64_t place(const Declarations& declarations, const WeightPlan& plan, const Backend& backend, Arena& arena,
               std::map<std::string, MatrixSlot>* matrices, std::map<std::string, VectorSlot>* vectors) {
-  for (const MatrixDecl& m : declarations.matrices) {
-    auto* data = arena.take<std::byte>(backend.packed_bytes(m.desc));
+  for (const MatrixShape& m : declarations.matrices) {
+    const WeightDesc desc = desc_of(plan, m);
+    const int64_t bytes = backend.packed_bytes(desc);
+    auto* data = arena.take<std::byte>(bytes);
     if (matrices != nullptr) {
       matrices->emplace(
-          m.name, MatrixSlot{{m.desc, data}, std::vector<int64_t>(static_cast<std::size_t>(m.desc.num_experts), 0)});
+          m.name, MatrixSlot{{desc, data}, bytes, std::vector<int64_t>(static_cast<std::size_t>(m.num_experts), 0)});
     }
   }
-  for (const VectorDecl& v : declarations.vectors) {
+  for (const VectorShape& v : declarations.vectors) {
     auto* data = arena.take<float>(v.size);
     if (vectors != nullptr) vectors->emplace(v.name, VectorSlot{v.size, data, 0});
   }
   return arena.used();
 }
 
+void check_codes(const WeightDesc& desc, const CodeSlice& slice) {
+  with_float_dtype(desc.scale_dtype, [&]<class T>(T) {
+    for (int64_t i = 0; i < slice.num_rows * desc.groups(); ++i) {
+      const float scale = slice.scales[i];
+      if (!std::isfinite(scale) || to_float(from_float<T>(scale)) != scale) {
+        fail(ErrorKind::kCheckpoint, "the scale ", scale, " is not a finite ", name_of(desc.scale_dtype));
+      }
+      const int most = desc.format == WeightFormat::kInt4 ? 16 : 255;
+      if (slice.zeros != nullptr && slice.zeros[i] > most) {
+        fail(ErrorKind::kCheckpoint, "the zero point ", int{slice.zeros[i]}, " is above ", most);
+      }
+    }
+  });
+}
+
+// Rows of floats into an integer matrix, so many at a time that they stay in the second-level cache.
+void quantize_and_pack(const PackedWeight& to, const WeightSlice& slice, Backend& backend) {
+  const WeightDesc& desc = to.desc;
+  const int64_t rows_at_once = std::max<int64_t>(kRowsAtOnce, kFloatsAtOnce / desc.k / kRowsAtOnce * kRowsAtOnce);
+  // 8-bit codes of a clipped range are never nearer: nothing to search.
+  const QuantizeSpec spec{desc.format, desc.group, desc.scale_dtype, desc.has_zeros,
+                          desc.format == WeightFormat::kInt4};
+  const auto size = [&](int64_t per_row) { return static_cast<std::size_t>(rows_at_once * per_row); };
+  std::vector<float> values(size(desc.k));
+  std::vector<uint8_t> codes(size(desc.k));
+  std::vector<float> scales(size(desc.groups()));
+  std::vector<uint8_t> zeros(desc.has_zeros ? scales.size() : 0);
+  for (int64_t i = 0; i < slice.num_rows;) {
+    const int64_t row = slice.row_begin + i;
+    const int64_t count = std::min(rows_at_once - row % kRowsAtOnce, slice.num_rows - i);
+    with_float_dtype(slice.dtype, [&]<class From>(From) {
+      for (int64_t r = 0; r < count; ++r) {
+        const From* from = static_cast<const From*>(slice.data) + (i + r) * slice.row_stride;
+        float* value = values.data() + r * desc.k;
+        for (int64_t k = 0; k < desc.k; ++k) value[k] = to_float(from[k * slice.col_stride]);
+      }
+    });
+    uint8_t* zero = desc.has_zeros ? zeros.data() : nullptr;
+    quantize_rows(spec, values.data(), count, desc.k, {codes.data(), scales.data(), zero});
+    backend.pack_codes(to, {codes.data(), scales.data(), zero, row, count, slice.expert});
+    i += count;
+  }
+}
+
 }  // namespace
 
-ModelWeights::ModelWeights(const ModelSpec& spec, WeightFormat format, Backend& backend) : backend_(backend) {
-  const Declarations declarations = declare(spec, format);
-  Arena plan;
-  storage_ = backend.allocate(place(declarations, backend, plan, nullptr, nullptr), "model weights", Contents::kZero);
+std::vector<MatrixShape> matrix_shapes(const ModelSpec& spec) { return declare(spec).matrices; }
+
+ModelWeights::ModelWeights(const ModelSpec& spec, const WeightPlan& plan, Backend& backend) : backend_(backend) {
+  const Declarations declarations = declare(spec);
+  check(plan, declarations.matrices);
+  Arena counting;
+  storage_ = backend.allocate(place(declarations, plan, backend, counting, nullptr, nullptr), "model weights",
+                              Contents::kZero);
   Arena arena({storage_.data(), static_cast<std::size_t>(storage_.size())});
-  place(declarations, backend, arena, &matrices_, &vectors_);
+  place(declarations, plan, backend, arena, &matrices_, &vectors_);
 }
 
-int64_t ModelWeights::bytes(const ModelSpec& spec, WeightFormat format, const Backend& backend) {
-  Arena plan;
-  return place(declare(spec, format), backend, plan, nullptr, nullptr);
+int64_t ModelWeights::bytes(const ModelSpec& spec, const WeightPlan& plan, const Backend& backend) {
+  const Declarations declarations = declare(spec);
+  check(plan, declarations.matrices);
+  Arena counting;
+  return place(declarations, plan, backend, counting, nullptr, nullptr);
 }
 
-bool ModelWeights::is_matrix(const std::string& name) const { return matrices_.contains(name); }
-
-void ModelWeights::fill_matrix(const std::string& name, const WeightSlice& slice, int64_t num_cols) {
+MatrixSlot& ModelWeights::claim_rows(const std::string& name, int64_t row_begin, int64_t num_rows, int64_t num_cols,
+                                     int64_t expert) {
   const auto it = matrices_.find(name);
   if (it == matrices_.end()) fail(ErrorKind::kCheckpoint, name, ": the model has no such matrix");
   MatrixSlot& slot = it->second;
   const WeightDesc& desc = slot.weight.desc;
   if (num_cols != desc.k) fail(ErrorKind::kCheckpoint, name, ": has ", num_cols, " columns, expected ", desc.k);
-  if (slice.expert < 0 || slice.expert >= desc.num_experts) {
-    fail(ErrorKind::kCheckpoint, name, ": expert ", slice.expert, " of ", desc.num_experts);
+  if (expert < 0 || expert >= desc.num_experts) {
+    fail(ErrorKind::kCheckpoint, name, ": expert ", expert, " of ", desc.num_experts);
   }
-  if (slice.row_begin < 0 || slice.num_rows < 0 || slice.row_begin > desc.n - slice.num_rows) {
-    fail(ErrorKind::kCheckpoint, name, ": rows [", slice.row_begin, ", ", slice.row_begin + slice.num_rows,
-         ") are outside [0, ", desc.n, ")");
+  if (row_begin < 0 || num_rows < 0 || row_begin > desc.n - num_rows) {
+    fail(ErrorKind::kCheckpoint, name, ": rows [", row_begin, ", ", row_begin + num_rows, ") are outside [0, ", desc.n,
+         ")");
   }
   {
     const std::scoped_lock lock(mutex_);
-    int64_t& filled = slot.rows_filled[static_cast<std::size_t>(slice.expert)];
-    if (filled + slice.num_rows > desc.n) fail(ErrorKind::kCheckpoint, name, ": filled more than once");
-    filled += slice.num_rows;
+    int64_t& filled = slot.rows_filled[static_cast<std::size_t>(expert)];
+    if (filled + num_rows > desc.n) fail(ErrorKind::kCheckpoint, name, ": filled more than once");
+    filled += num_rows;
   }
   FASTLLM_FAULT_POINT(kIo, kCheckpoint, name.c_str());
+  return slot;
+}
+
+void ModelWeights::fill_matrix(const std::string& name, const WeightSlice& slice, int64_t num_cols) {
+  const MatrixSlot& slot = claim_rows(name, slice.row_begin, slice.num_rows, num_cols, slice.expert);
+  if (is_integer(slot.weight.desc.format)) return quantize_and_pack(slot.weight, slice, backend_);
   backend_.pack(slot.weight, slice);
+}
+
+void ModelWeights::fill_codes(const std::string& name, const CodeSlice& slice, int64_t num_cols) {
+  const MatrixSlot& slot = claim_rows(name, slice.row_begin, slice.num_rows, num_cols, slice.expert);
+  const WeightDesc& desc = slot.weight.desc;
+  if (!is_integer(desc.format)) fail(ErrorKind::kInternal, name, ": is ", name_of(desc.format), ", codes were given");
+  if (desc.has_zeros != (slice.zeros != nullptr)) fail(ErrorKind::kInternal, name, ": zeros and format disagree");
+  check_codes(desc, slice);
+  backend_.pack_codes(slot.weight, slice);
 }
 
 void ModelWeights::fill_vector(const std::string& name, const WeightSlice& slice, int64_t offset, int64_t count) {
@@ -164,7 +228,6 @@ void ModelWeights::fill_vector(const std::string& name, const WeightSlice& slice
 }
 
 void ModelWeights::fill_random(uint64_t seed) {
-  constexpr int64_t kRowsAtOnce = 64;
   uint64_t stream = 0;
   for (auto& [name, slot] : matrices_) {
     const WeightDesc& desc = slot.weight.desc;
@@ -180,7 +243,12 @@ void ModelWeights::fill_random(uint64_t seed) {
           state = state * 6364136223846793005u + 1442695040888963407u;
           w = (static_cast<float>(state >> 40) * 0x1p-23f - 1.0f) * bound;
         }
-        backend_.pack(slot.weight, {block.data(), DType::kF32, desc.k, 1, row, rows, expert});
+        const WeightSlice slice{block.data(), DType::kF32, desc.k, 1, row, rows, expert};
+        if (is_integer(desc.format)) {
+          quantize_and_pack(slot.weight, slice, backend_);
+        } else {
+          backend_.pack(slot.weight, slice);
+        }
       }
       slot.rows_filled[static_cast<std::size_t>(expert)] = desc.n;
     }
@@ -191,6 +259,15 @@ void ModelWeights::fill_random(uint64_t seed) {
     backend_.upload(slot.data, values.data(), slot.size * size_of(DType::kF32));
     slot.filled = slot.size;
   }
+}
+
+std::span<std::byte> ModelWeights::memory() const {
+  return {storage_.data(), static_cast<std::size_t>(storage_.size())};
+}
+
+void ModelWeights::mark_filled() {
+  for (auto& [name, slot] : matrices_) std::ranges::fill(slot.rows_filled, slot.weight.desc.n);
+  for (auto& [name, slot] : vectors_) slot.filled = slot.size;
 }
 
 std::vector<std::string> ModelWeights::unfilled() const {

@@ -16,17 +16,20 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "core/buffer.h"
 #include "model/spec.h"
+#include "model/weight_plan.h"
 #include "ops/ops.h"
 
 namespace fastllm {
 
 struct MatrixSlot {
   PackedWeight weight;
+  int64_t bytes = 0;
   std::vector<int64_t> rows_filled;  // per expert
 };
 
@@ -36,19 +39,26 @@ struct VectorSlot {
   int64_t filled = 0;
 };
 
+// The matrix slots of a model, in the order in which they lie in memory.
+std::vector<MatrixShape> matrix_shapes(const ModelSpec& spec);
+
 // Thread contract: slots are fixed at construction; fill_* may run concurrently (on disjoint rows); const afterwards.
 class ModelWeights {
  public:
-  // `format` is the type of the matrices ("router" and "shared_gate" stay f32). Computes sizes; allocates once.
-  ModelWeights(const ModelSpec& spec, WeightFormat format, Backend& backend);
+  // Computes sizes; allocates once. Throws kInvalidRequest if the plan does not fit the model.
+  ModelWeights(const ModelSpec& spec, const WeightPlan& plan, Backend& backend);
 
-  static int64_t bytes(const ModelSpec& spec, WeightFormat format, const Backend& backend);
+  static int64_t bytes(const ModelSpec& spec, const WeightPlan& plan, const Backend& backend);
 
-  [[nodiscard]] bool is_matrix(const std::string& name) const;
   // Throw kCheckpoint when the slot does not exist, rows are out of range, or columns disagree.
+  // Floats for an integer matrix are rounded to nearest (ops/quantize_rows.h; with clip search where it has 4 bits).
   void fill_matrix(const std::string& name, const WeightSlice& slice, int64_t num_cols);
+  void fill_codes(const std::string& name, const CodeSlice& slice, int64_t num_cols);  // of an integer matrix
   void fill_vector(const std::string& name, const WeightSlice& slice, int64_t offset, int64_t count);
   void fill_random(uint64_t seed);  // dummy weights: scaled so that activations stay of order one
+  // Everything at once, by whoever writes memory() whole.
+  [[nodiscard]] std::span<std::byte> memory() const;
+  void mark_filled();
   // Names of slots that are not completely filled.
   [[nodiscard]] std::vector<std::string> unfilled() const;
 
@@ -60,6 +70,10 @@ class ModelWeights {
   [[nodiscard]] int64_t total_bytes() const { return storage_.size(); }
 
  private:
+  // The slot, after checks, with the rows counted as filled.
+  MatrixSlot& claim_rows(const std::string& name, int64_t row_begin, int64_t num_rows, int64_t num_cols,
+                         int64_t expert);
+
   Backend& backend_;
   std::mutex mutex_;  // guards rows_filled and filled
   std::map<std::string, MatrixSlot> matrices_;

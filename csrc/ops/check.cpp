@@ -318,14 +318,55 @@ void check(const WeightDesc& desc) {
   expect.positive("X", desc.num_experts);
   checked_mul(checked_mul(checked_mul(desc.n, desc.k, "PackedWeight"), desc.num_experts, "PackedWeight"), 8,
               "PackedWeight");
+  if (!is_integer(desc.format)) return;
+  expect.that(desc.group == 0 || desc.group == 32 || desc.group == 64 || desc.group == 128, "group is ", desc.group,
+              ", expected 32, 64, 128, or 0 for whole rows");
+  if (desc.group == 0) {
+    expect.that(desc.scale_dtype == DType::kF32, "scale_dtype is ", name_of(desc.scale_dtype),
+                ", expected float32 for scales of whole rows");
+  } else {
+    expect.that(desc.scale_dtype == DType::kF16 || desc.scale_dtype == DType::kBF16, "scale_dtype is ",
+                name_of(desc.scale_dtype), ", expected float16 or bfloat16 for scales of groups");
+  }
+}
+
+void check(const WeightDesc& desc, const CodeSlice& slice) {
+  const Expect expect("PackedWeight");
+  const int64_t num_scales = checked_mul(slice.num_rows, desc.groups(), "PackedWeight");
+  expect.not_negative("num_rows", slice.num_rows);
+  expect.that(slice.row_begin >= 0 && slice.row_begin <= desc.n - slice.num_rows, "rows [", slice.row_begin, ", ",
+              slice.row_begin + slice.num_rows, ") are outside [0, ", desc.n, ")");
+  expect.index("expert", 0, slice.expert, desc.num_experts);
+  expect.pointer("codes", slice.codes, checked_mul(slice.num_rows, desc.k, "PackedWeight"));
+  expect.pointer("scales", slice.scales, num_scales);
+  expect.that((slice.zeros != nullptr) == desc.has_zeros, desc.has_zeros ? "zeros are missing" : "zeros are not used");
+  const bool is_int4 = desc.format == WeightFormat::kInt4;
+  if (is_int4) {
+    const int64_t count = slice.num_rows * desc.k;
+    const uint8_t* bad = std::find_if(slice.codes, slice.codes + count, [](uint8_t code) { return code > 15; });
+    expect.that(bad == slice.codes + count, "codes[", (bad - slice.codes) / desc.k, ", ", (bad - slice.codes) % desc.k,
+                "] is ", bad == slice.codes + count ? 0 : int{*bad}, ", expected 0 to 15 for int4");
+  }
+  for (int64_t i = 0; i < num_scales; ++i) {
+    const float scale = slice.scales[i];
+    const bool is_exact = with_float_dtype(
+        desc.scale_dtype, [&]<class T>(T) { return std::isnan(scale) || to_float(from_float<T>(scale)) == scale; });
+    expect.that(is_exact, "scales[", i / desc.groups(), ", ", i % desc.groups(), "] is ", scale, ", which is not a ",
+                name_of(desc.scale_dtype), "; round scales before codes are computed");
+    if (desc.has_zeros && is_int4) {
+      expect.that(slice.zeros[i] <= 16, "zeros[", i / desc.groups(), ", ", i % desc.groups(), "] is ",
+                  int{slice.zeros[i]}, ", expected 0 to 16 for int4");
+    }
+  }
 }
 
 void check(const KvSpec& spec) {
   const Expect expect("KvCache");
   expect.positive("num_kv_heads", spec.num_kv_heads);
   expect.positive("head_dim", spec.head_dim);
-  expect.that(spec.dtype == DType::kF32 || spec.dtype == DType::kBF16 || spec.dtype == DType::kF16, "dtype is ",
-              name_of(spec.dtype), ", expected float32, bfloat16 or float16");
+  expect.that(spec.dtype == DType::kF32 || spec.dtype == DType::kBF16 || spec.dtype == DType::kF16 ||
+                  spec.dtype == DType::kI8,
+              "dtype is ", name_of(spec.dtype), ", expected float32, bfloat16, float16 or int8");
   checked_mul(checked_mul(spec.num_kv_heads, spec.head_dim, "KvCache"), int64_t{1} << 12, "KvCache");
 }
 

@@ -24,6 +24,7 @@ void check(const CopyPagesArgs& args);
 
 // Shapes of things that live longer than one call.
 void check(const WeightDesc& desc);
+void check(const WeightDesc& desc, const CodeSlice& slice);  // reads every code, scale and zero
 void check(const KvSpec& spec);
 
 }  // namespace fastllm

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "core/dtype.h"
@@ -56,11 +57,19 @@ struct StepView {
 };
 
 // K/V of one layer. The layout inside a page belongs to the backend.
+//
+// kI8 stores signed bytes and their scales. Of the numbers that share a scale (K: kKvScaleDims consecutive dimensions
+// of one token and head; V: all of one token and head), in float32:
+//   scale = bf16(largest |x| / 127),  code = x / scale rounded to nearest even, at most 127 either way,
+//   x' = code * scale
+// Codes are 0 where the scale is 0. The scale is NaN where a number is not finite. bf16, because it cannot overflow and
+// keeps its precision for small numbers; that it is coarse costs nothing, the codes being relative to it.
 struct KvSpec {
   int64_t num_kv_heads = 0;    // G
   int64_t head_dim = 0;        // D
-  DType dtype = DType::kBF16;  // kF32, kBF16, kF16
+  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, kI8
 };
+constexpr int64_t kKvScaleDims = 32;
 struct KvLayer {
   KvSpec spec;
   std::byte* data = nullptr;  // page p begins at data + p * page_bytes
@@ -112,7 +121,7 @@ struct RopeTableArgs {
 };
 
 // Rotates the first 2 * num_freqs dimensions of each head of q and k in place ("half" pairing: i with i + num_freqs),
-// then writes k and v into their slots, rounded to the cache's dtype.
+// then writes k and v into their slots, rounded to the cache's dtype (KvSpec).
 struct RopeAndStoreArgs {
   Mat q;                       // [T, H * D] in/out
   Mat k;                       // [T, G * D] in/out
@@ -229,6 +238,7 @@ class Backend {
 
   // Memory. Where it is not the host's, what operations read and write must have come from allocate().
   [[nodiscard]] virtual bool shares_host_memory() const = 0;
+  [[nodiscard]] virtual int64_t free_bytes() const = 0;  // on the device now; 0 where it shares the host's memory
   [[nodiscard]] virtual DeviceMemory allocate(int64_t bytes, const char* what, Contents contents) = 0;
   // Both return when the host's memory may be changed, or read. May be called from several threads.
   virtual void upload(void* to, const void* from, int64_t bytes) = 0;
@@ -241,6 +251,11 @@ class Backend {
   [[nodiscard]] virtual int64_t kv_page_bytes(const KvSpec& spec) const = 0;
   [[nodiscard]] virtual int64_t scratch_bytes(const OpLimits& limits) const = 0;
   virtual void reserve(const OpLimits& limits) = 0;  // the only allocation; scratch_bytes(limits) bytes
+
+  // Calls `work`, which calls operations and nothing else. Where has_graphs(), it may be recorded at the first call with
+  // a key and only repeated by later ones: shapes and addresses must then follow from the key. 0: never recorded.
+  [[nodiscard]] virtual bool has_graphs() const = 0;
+  virtual void run(uint64_t key, const std::function<void()>& work) = 0;
 
   // Operations.
   virtual void embed(const EmbedArgs& args) = 0;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "core/dtype.h"
 
@@ -24,6 +25,7 @@ constexpr WeightFormat format_of(DType t) {
     case DType::kI32:
     case DType::kI64:
     case DType::kU8:
+    case DType::kI8:
       break;
   }
   fail(ErrorKind::kInternal, "no weight format for ", name_of(t));
@@ -45,11 +47,28 @@ constexpr const char* name_of(WeightFormat f) {
   return "?";
 }
 
-// How activations meet integer weights. Part of the weight, so that it can never depend on the batch. Activations are
-// quantized per row and per activation group: the weight's group, or 64 columns where a whole row shares one scale.
+// How activations meet integer weights. Part of the weight, so that it can never depend on the batch.
+//
+// kA8, kA8R and kA15 quantize the activations of each row in groups: the weight's own, or 64 columns where a whole row
+// shares one scale. Every step is one float32 operation, rounded to nearest even; rne() rounds to an integer likewise.
+// For the columns x of one row and group (at most `group` many: the last group may be shorter):
+//   amax = max(max |x|, 2^-96)                 the floor keeps every quotient below finite and normal
+//   kA8:   s = amax / 127,    a = rne(x * (127 / amax))
+//   kA8R:  as kA8, and in groups with an outlier a second byte for what is left: r = rne(fma(-s, a, x) * (254 / s)),
+//          s_r = s / 254. A group has an outlier if amax * count > 24 * sum |x|, summed in 16 lanes (column i of the
+//          group in lane i % 16), then lanes 8, 4, 2, 1 apart.
+//   kA15:  s = amax / 16256,  v = rne(x * (16256 / amax)) = 128 h + l with h = (v + 64) >> 7
+// A NaN or an infinity in a group makes its s NaN, and with it the results of the row.
+//
+// The result is one accumulator per output, from acc = 0 over ascending groups:
+//   dot = sum over the group of (code - zero) * a                           exact (kA15: * v), then float(dot)
+//   weights with groups:  acc = fma(float(dot) * s, scale, acc)             scale: of the output row and group
+//   whole rows:           acc = fma(float(dot), s, acc)                     and in the end acc = acc * scale
+//   with an outlier:      the same step again with r and s_r, at once after the first
+//   y = acc, or acc + bias
 enum class ActMode : uint8_t {
-  kA8,    // one signed byte per activation: a = rne(x * 127 / amax), scale amax / 127
-  kA8R,   // kA8, and a second byte for the remainder in groups with an outlier: amax > 24 * mean |x|
+  kA8,    // one signed byte per activation
+  kA8R,   // and one for the remainder where an outlier makes the first one coarse
   kA15,   // two signed bytes: nearly lossless
   kBF16,  // activations rounded to bf16, float sums within a group
   kF32,   // activations as they are, float sums within a group
@@ -71,6 +90,10 @@ constexpr const char* name_of(ActMode m) {
   return "?";
 }
 
+// The inverse of name_of; throw kInvalidRequest naming what is known.
+WeightFormat parse_integer_format(std::string_view name);
+ActMode parse_act_mode(std::string_view name);
+
 // W(N, K): output row n, input column k. X matrices of that shape for experts, stored expert by expert.
 //
 // Integer formats:  W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g],  g = k / group.
@@ -89,6 +112,8 @@ struct WeightDesc {
   ActMode act = ActMode::kA8R;
 
   [[nodiscard]] int64_t groups() const { return group == 0 ? 1 : (k + group - 1) / group; }
+  [[nodiscard]] int64_t act_group() const { return group == 0 ? 64 : group; }  // columns that are quantized together
+  [[nodiscard]] int32_t symmetric_zero() const { return format == WeightFormat::kInt4 ? 8 : 128; }
 };
 
 struct PackedWeight {

@@ -1,22 +1,28 @@
-// y = x W^T + b: each output is one sum in double, ascending k.
+// y = x W^T + b. Float weights: each output is one sum in double, ascending k. Integer weights: int_linear.cpp.
+#include <vector>
+
 #include "reference/reference_backend.h"
 
 namespace fastllm::reference {
 
-double dot(const PackedWeight& w, int64_t expert, int64_t n, const float* x) {
-  return with_float_dtype(dtype_of(w.desc.format), [&]<class T>(T) {
-    const T* row = reinterpret_cast<const T*>(w.data) + (expert * w.desc.n + n) * w.desc.k;
-    double sum = 0.0;
-    for (int64_t k = 0; k < w.desc.k; ++k) sum += static_cast<double>(x[k]) * to_float(row[k]);
-    return sum;
+void products(const PackedWeight& w, int64_t expert, const float* x, double* y) {
+  if (is_integer(w.desc.format)) return int_products(w, expert, x, y);
+  with_float_dtype(dtype_of(w.desc.format), [&]<class T>(T) {
+    const T* row = reinterpret_cast<const T*>(w.data) + expert * w.desc.n * w.desc.k;
+    for (int64_t n = 0; n < w.desc.n; ++n, row += w.desc.k) {
+      y[n] = 0.0;
+      for (int64_t k = 0; k < w.desc.k; ++k) y[n] += static_cast<double>(x[k]) * to_float(row[k]);
+    }
   });
 }
 
 void ReferenceBackend::linear(const LinearArgs& args) {
+  std::vector<double> row(static_cast<std::size_t>(args.weight->desc.n));
   for (int64_t m = 0; m < args.x.rows; ++m) {
+    products(*args.weight, 0, args.x.row<float>(m), row.data());
     for (int64_t n = 0; n < args.weight->desc.n; ++n) {
       const double bias = args.bias != nullptr ? args.bias[n] : 0.0;
-      args.y.row<float>(m)[n] = static_cast<float>(dot(*args.weight, 0, n, args.x.row<float>(m)) + bias);
+      args.y.row<float>(m)[n] = static_cast<float>(row[static_cast<std::size_t>(n)] + bias);
     }
   }
 }

@@ -25,6 +25,9 @@ DType dtype_of(WeightFormat format) {
 }
 
 int64_t ReferenceBackend::packed_bytes(const WeightDesc& desc) const {
+  if (is_integer(desc.format)) {
+    return checked_mul(int_matrix_bytes(desc), desc.num_experts, "weight");
+  }
   const int64_t elements = checked_mul(checked_mul(desc.n, desc.k, "weight"), desc.num_experts, "weight");
   return checked_mul(elements, size_of(dtype_of(desc.format)), "weight");
 }
@@ -41,18 +44,20 @@ void ReferenceBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
   });
 }
 
-void ReferenceBackend::pack_codes(const PackedWeight&, const CodeSlice&) {
-  fail(ErrorKind::kUnsupportedModel, "reference: integer weights are not there yet");
-}
-
 float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k) {
+  if (is_integer(weight.desc.format)) {
+    const IntMatrix m = int_matrix(weight, expert);
+    return static_cast<float>(centred_code(m, weight.desc, n, k)) * m.scales[scale_index(weight.desc, n, k)];
+  }
   const int64_t at = (expert * weight.desc.n + n) * weight.desc.k + k;
   return with_float_dtype(dtype_of(weight.desc.format),
                           [&]<class T>(T) { return to_float(reinterpret_cast<const T*>(weight.data)[at]); });
 }
 
 int64_t ReferenceBackend::kv_page_bytes(const KvSpec& spec) const {
-  return 2 * spec.num_kv_heads * kPageSize * spec.head_dim * size_of(spec.dtype);
+  const int64_t rows = spec.num_kv_heads * kPageSize;
+  const int64_t scales = spec.dtype == DType::kI8 ? rows * (ceil_div(spec.head_dim, kKvScaleDims) + 1) : 0;
+  return 2 * rows * spec.head_dim * size_of(spec.dtype) + scales * size_of(DType::kBF16);
 }
 
 int64_t ReferenceBackend::scratch_bytes(const OpLimits&) const { return 0; }

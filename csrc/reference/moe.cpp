@@ -42,6 +42,8 @@ void ReferenceBackend::moe_ffn(const MoeFfnArgs& args) {
   const int64_t ffn_dim = args.down->desc.k;
   const auto k = static_cast<std::size_t>(args.top_k);
   std::vector<float> activated(static_cast<std::size_t>(ffn_dim));
+  std::vector<double> gate_up(static_cast<std::size_t>(2 * ffn_dim));
+  std::vector<double> down(static_cast<std::size_t>(args.y.cols));
   std::vector<std::size_t> ascending(k);
   std::vector<double> sum(static_cast<std::size_t>(args.y.cols));
   for (int64_t t = 0; t < args.x.rows; ++t) {
@@ -56,17 +58,19 @@ void ReferenceBackend::moe_ffn(const MoeFfnArgs& args) {
       const auto bias = [&](const float* all, int64_t width, int64_t at) {
         return all != nullptr ? static_cast<double>(all[expert * width + at]) : 0.0;
       };
+      products(*args.gate_up, expert, x, gate_up.data());
       for (int64_t f = 0; f < ffn_dim; ++f) {
-        const double gate = dot(*args.gate_up, expert, f, x) + bias(args.gate_up_bias, 2 * ffn_dim, f);
+        const auto at = static_cast<std::size_t>(f);
+        const double gate = gate_up[at] + bias(args.gate_up_bias, 2 * ffn_dim, f);
         const double up =
-            dot(*args.gate_up, expert, ffn_dim + f, x) + bias(args.gate_up_bias, 2 * ffn_dim, ffn_dim + f);
-        activated[static_cast<std::size_t>(f)] =
-            gated(args.activation, static_cast<float>(gate), static_cast<float>(up));
+            gate_up[at + static_cast<std::size_t>(ffn_dim)] + bias(args.gate_up_bias, 2 * ffn_dim, ffn_dim + f);
+        activated[at] = gated(args.activation, static_cast<float>(gate), static_cast<float>(up));
       }
       const double weight = args.weights[static_cast<std::size_t>(t) * k + i];
+      products(*args.down, expert, activated.data(), down.data());
       for (int64_t e = 0; e < args.y.cols; ++e) {
-        sum[static_cast<std::size_t>(e)] +=
-            weight * (dot(*args.down, expert, e, activated.data()) + bias(args.down_bias, args.y.cols, e));
+        const auto at = static_cast<std::size_t>(e);
+        sum[at] += weight * (down[at] + bias(args.down_bias, args.y.cols, e));
       }
     }
     for (int64_t e = 0; e < args.y.cols; ++e)

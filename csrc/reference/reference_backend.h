@@ -12,8 +12,9 @@ std::unique_ptr<Backend> make_reference_backend();
 
 namespace reference {
 
-// Layouts. A packed weight is [expert][n][k], row-major, in its own format. A KV page is
-// [k or v][kv head][token in page][dimension].
+// Layouts. A packed weight is [expert][n][k], row-major, in its own format (integers: int_linear.cpp). A KV page is
+// [k or v][kv head][token in page][dimension]; int8: then the scales, [kv head][token][group] of K, [kv head][token] of
+// V.
 constexpr int64_t kPageSize = 16;
 
 class ReferenceBackend final : public HostBackend {
@@ -45,12 +46,25 @@ class ReferenceBackend final : public HostBackend {
 };
 
 DType dtype_of(WeightFormat format);
+
+// Integer weights: where the parts of one expert lie.
+struct IntMatrix {
+  float* scales;
+  uint8_t* codes;
+  uint8_t* zeros;
+};
+int64_t int_matrix_bytes(const WeightDesc& desc);
+IntMatrix int_matrix(const PackedWeight& w, int64_t expert);
+int64_t scale_index(const WeightDesc& desc, int64_t n, int64_t k);
+int32_t centred_code(const IntMatrix& m, const WeightDesc& desc, int64_t n, int64_t k);  // code - zero
+void int_products(const PackedWeight& w, int64_t expert, const float* x, double* y);     // as ActMode defines them
+
 // Element (n, k) of one expert, widened to float.
 float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k);
 float gated(const ActivationSpec& spec, float gate, float up);
 double sigmoid(double x);
-// Row n of an expert's matrix times x, one sum over ascending k.
-double dot(const PackedWeight& w, int64_t expert, int64_t n, const float* x);
+// y[0..N) = matrix of one expert times x. Float weights: one sum in double over ascending k for each output.
+void products(const PackedWeight& w, int64_t expert, const float* x, double* y);
 
 }  // namespace reference
 }  // namespace fastllm

@@ -5,7 +5,8 @@
 ...     print(llm.generate("The os module", SamplingParams(max_tokens=16))[0].outputs[0].text)
 """
 
-from fastllm.async_llm import AsyncLLM
+from typing import TYPE_CHECKING, Any
+
 from fastllm.errors import (
     CheckpointError,
     DeviceError,
@@ -19,7 +20,10 @@ from fastllm.errors import (
 )
 from fastllm.llm import LLM
 from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from fastllm.params import SamplingParams
+from fastllm.params import SamplingParams, StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from fastllm.async_llm import AsyncLLM
 
 __all__ = [
     "LLM",
@@ -37,6 +41,16 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "UnsupportedModelError",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """AsyncLLM when it is first asked for: asyncio takes half of the time of `import fastllm`."""
+    if name != "AsyncLLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fastllm.async_llm import AsyncLLM
+
+    return AsyncLLM

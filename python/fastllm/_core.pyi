@@ -2,9 +2,9 @@
 The native core of fastllm. The public interface is the package `fastllm`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import enum
-from typing import Annotated
+from typing import Annotated, overload
 
 import numpy
 from numpy.typing import NDArray
@@ -21,7 +21,11 @@ def cpu_isa_levels() -> list[str]:
     """
 
 class OpsWeight:
+    @overload
     def __init__(self, backend: OpsBackend, array: Annotated[NDArray, dict(device='cpu', writable=False)], dtype: str | None = None) -> None: ...
+
+    @overload
+    def __init__(self, backend: OpsBackend, codes: Annotated[NDArray, dict(device='cpu', writable=False)], scales: Annotated[NDArray, dict(device='cpu', writable=False)], zeros: Annotated[NDArray, dict(device='cpu', writable=False)] | None, *, group: int, format: str, act: str, scale_dtype: str) -> None: ...
 
     @property
     def shape(self) -> tuple[int, int, int]: ...
@@ -44,7 +48,7 @@ class OpsKvCache:
     def page_bytes(self, page: int) -> bytes: ...
 
 class OpsSampleRow:
-    def __init__(self, *, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, seed: int, sequence: int, position: int, counts: Sequence[tuple[int, int, bool]], bias: Sequence[tuple[int, float]], allowed: Sequence[int], wants_logprob: bool, num_top: int, forced_token: int) -> None: ...
+    def __init__(self, *, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, seed: int, sequence: int, position: int, counts: Sequence[tuple[int, int, bool]], bias: Sequence[tuple[int, float]], allowed: Sequence[int], mask: Sequence[int], wants_logprob: bool, num_top: int, forced_token: int) -> None: ...
 
 class OpsBackend:
     def __init__(self, device: str, num_threads: int = 0) -> None: ...
@@ -352,7 +356,17 @@ class Engine:
 
     def open_channel(self) -> Channel: ...
 
-    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '') -> int: ...
+    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', mask_key: int = 0, first_mask: bytes | None = None) -> int: ...
+
+    def poll_mask_tasks(self, timeout_s: float) -> list[tuple[int, int, int, int]]:
+        """
+        Waits for (mask_key, request_id, index, token): the mask after this token is wanted. Token -1: the request with this key has ended.
+        """
+
+    def reply_masks(self, replies: Sequence[tuple[int, int, bytes | None, str]]) -> None:
+        """
+        (request_id, index, mask, error): the mask, as bytes with the bit i % 8 of byte i // 8 set if token i is allowed. None: the sequence ends, because the grammar is complete or with this error.
+        """
 
     def abort(self, request_id: int) -> None: ...
 
@@ -373,10 +387,29 @@ def unpack_codes(words: Annotated[NDArray[numpy.uint32], dict(shape=(None, None)
     Codes of 4 or 8 bits out of 32-bit words; code j of a word lies at bit positions[j] * bits. A word holds codes of consecutive rows or columns; `out` is the matrix of codes or its transpose.
     """
 
+def quantize_rows(values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bits: int, group: int, *, symmetric: bool = True, clip_search: bool = True, scale_dtype: str = 'float16') -> tuple:
+    """
+    Rounds rows to nearest, as LLM(quantization=...) does: values [R, K] float32 -> (codes uint8 [R, K], scales float32 [R, groups], exact in scale_dtype, zeros uint8 [R, groups] or None). bits 4 or 8; group: columns that share a scale, 0 for whole rows. W = (code - zero) * scale, with zero = 8 or 128 if symmetric. clip_search takes the scale with the least squared error out of nine, else the one that reaches the largest value.
+    """
+
+class MatrixFormat:
+    """How one matrix of integers is held; see csrc/ops/weights.h."""
+
+    def __init__(self, *, format: str, group: int, scale_dtype: str, has_zeros: bool, act: str) -> None: ...
+
+def matrix_shapes(spec: ModelSpec) -> list:
+    """
+    The matrices of a model: (slot, N, K, experts, whether it is always float32).
+    """
+
+def checksum(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+    """64 bits that change when the bytes do; without the GIL."""
+
 class Model:
     """A model on a device: plan its memory, fill its weights, start engines."""
 
-    def __init__(self, spec: ModelSpec, *, device: str, num_threads: int, dtype: str) -> None: ...
+    def __init__(self, spec: ModelSpec, *, device: str, num_threads: int, dtype: str, formats: Mapping[str, MatrixFormat]) -> None:
+        """`dtype` is the type of the matrices that `formats` does not name."""
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -400,13 +433,49 @@ class Model:
 
     def fill_matrix(self, *, name: str, address: int, dtype: str, num_rows: int, num_cols: int, row_stride: int, col_stride: int, row_begin: int, expert: int) -> None: ...
 
+    def fill_codes(self, *, name: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], zeros: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, row_begin: int, expert: int) -> None:
+        """
+        Rows of an integer matrix: codes [R, K], scales [R, groups], zeros [R, groups] or None.
+        """
+
     def fill_vector(self, *, name: str, address: int, dtype: str, count: int, stride: int, offset: int) -> None: ...
 
     def fill_random(self, seed: int) -> None: ...
 
     def unfilled(self) -> list[str]: ...
 
+    def matrix_bytes(self) -> dict:
+        """Bytes of each matrix as it is held."""
+
+    def weight_memory(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """All weights as they lie in memory: bytes that a packed cache keeps."""
+
+    def mark_filled(self) -> None:
+        """After weight_memory() was written whole."""
+
+    def layout_fingerprint(self) -> int:
+        """Models with the same number hold the same weights as the same bytes."""
+
     def start(self, config: EngineConfig, kv_dtype: str) -> Engine: ...
+
+class Scorer:
+    """Whole rows of logits of one sequence at a time, for evaluation."""
+
+    def __init__(self, model: Model, *, max_tokens: int, chunk: int, kv_dtype: str) -> None: ...
+
+    def append(self, token_ids: Sequence[int], logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+        """
+        Appends tokens to the sequence; logits [rows, V] gets what follows each of the last `rows` of them.
+        """
+
+    def clear(self) -> None:
+        """Begins the next sequence."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
 def measure_limits(num_threads: int) -> dict:
     """

@@ -30,8 +30,15 @@ class LLM:
         skip_tokenizer_init: load no tokenizer: prompts are token ids, and outputs have no text.
         device: ``"auto"``, ``"cpu"``, ``"cpu:<level>"`` (scalar, avx2, avx512, vnni, bf16) or ``"reference"``.
         dtype: type of the weights: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"``, ``"float16"``.
-        quantization: not supported yet; must be None.
-        kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights.
+        quantization: ``"int4"`` or ``"int8"`` rounds float weights to integers while they are loaded; with a group
+            size ``"int4-g32"``, ``"int4-g64"``, ``"int4-g128"`` or ``"int4-row"`` (and so for int8). The embedding and
+            the head have 8 bits in both. Checkpoints that are quantized already need no option: what a packed format
+            holds exactly stays packed.
+        activation_mode: how activations meet integer weights: ``"a8"`` one byte, ``"a8r"`` a second byte where a group
+            has an outlier, ``"a15"`` two bytes, ``"bf16"``, ``"f32"``; ``"auto"`` is ``"a8r"``. Or modes by pattern
+            over the matrices, ``{"*.down": "a15"}``.
+        kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights. ``"int8"`` halves the memory of
+            ``"bfloat16"``; docs/quality.md has what it costs.
         max_model_len: longest sequence, prompt and output, in tokens; None is the model's own limit.
         max_num_seqs: sequences in a batch at most.
         max_num_batched_tokens: tokens of one step at most; longer prompts are cut into chunks. None: up to 512.
@@ -39,6 +46,8 @@ class LLM:
             80 % of the memory that is free now.
         enable_prefix_caching: reuse the KV cache of equal beginnings.
         load_format: ``"auto"``, or ``"dummy"`` for random weights from ``config.json`` alone.
+        packed_cache: directory for weights as they lie in memory, written by the first start and read by the next ones
+            at the speed of the disk; None keeps none. A file that is stale or damaged is written anew.
         kv_cache_tokens: size of the KV cache in tokens, instead of what the budget leaves.
         num_threads: CPU threads; None: from affinity, cgroup quota and cores.
         seed: of requests that bring none.
@@ -62,6 +71,7 @@ class LLM:
         device: str = "auto",
         dtype: str = "auto",
         quantization: str | None = None,
+        activation_mode: str | Mapping[str, str] = "auto",
         kv_cache_dtype: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
@@ -69,6 +79,7 @@ class LLM:
         memory_budget: int | str | None = None,
         enable_prefix_caching: bool = True,
         load_format: str = "auto",
+        packed_cache: str | Path | None = None,
         kv_cache_tokens: int | None = None,
         num_threads: int | None = None,
         seed: int = 0,
@@ -88,6 +99,7 @@ class LLM:
                 device=device,
                 dtype=dtype,
                 quantization=quantization,
+                activation_mode=activation_mode,
                 kv_cache_dtype=kv_cache_dtype,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
@@ -95,6 +107,7 @@ class LLM:
                 memory_budget=memory_budget,
                 enable_prefix_caching=enable_prefix_caching,
                 load_format=load_format,
+                packed_cache=packed_cache,
                 kv_cache_tokens=kv_cache_tokens,
                 num_threads=num_threads,
                 seed=seed,

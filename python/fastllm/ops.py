@@ -101,6 +101,44 @@ class PackedWeight:
         self.device = _device(device)
         self._native = _core.OpsWeight(self.device._native, array, dtype)
 
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Array,
+        scales: Array,
+        zeros: Array | None = None,
+        *,
+        format: str = "int4",
+        group: int = 64,
+        act: str = "a8r",
+        scale_dtype: str | None = None,
+        device: str | Device = "cpu",
+    ) -> PackedWeight:
+        """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g] with g = k // group, kept as integers.
+
+        codes [N, K] or [X, N, K] uint8, 0..15 for format "int4", 0..255 for "int8". scales [N, groups] (or [X, N,
+        groups]) float32, each exact in scale_dtype; groups = ceil(K / group). group: 32, 64 or 128 columns, or 0: one
+        scale for a whole row. zeros like scales, uint8, at most 16 for int4; None: 8 for int4, 128 for int8.
+
+        act: how activations meet the integers: "a8" (one signed byte each, a scale per row and group), "a8r" (and a
+        second byte in groups with an outlier), "a15" (two bytes), "bf16", "f32". The first three give the same bits on
+        every level, backend and number of threads. scale_dtype: "float16" (default) or "bfloat16" with groups,
+        "float32" for whole rows.
+        """
+        self = cls.__new__(cls)
+        self.device = _device(device)
+        self._native = _core.OpsWeight(
+            self.device._native,
+            codes,
+            scales,
+            zeros,
+            group=group,
+            format=format,
+            act=act,
+            scale_dtype=scale_dtype or ("float16" if group else "float32"),
+        )
+        return self
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(X, N, K); X is 1 without experts."""
@@ -113,7 +151,11 @@ class PackedWeight:
 
 
 class KvCache:
-    """Pages of P tokens for the keys and values of one layer. Zero at first."""
+    """Pages of P tokens for the keys and values of one layer. Zero at first.
+
+    dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``: signed bytes with a bfloat16 scale, the largest
+    number over 127, for 32 dimensions of a key or all dimensions of a value.
+    """
 
     def __init__(
         self,
@@ -351,8 +393,8 @@ def copy_pages(kv: KvCache, source: Array, target: Array) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SampleParams:
-    """How one row of logits is sampled. Steps in this order: penalties, bias, allowed ids, temperature, top_k, top_p,
-    min_p, then a draw that depends on (seed, sequence, position) alone."""
+    """How one row of logits is sampled. Steps in this order: penalties, bias, allowed ids and mask, temperature, top_k,
+    top_p, min_p, then a draw that depends on (seed, sequence, position) alone."""
 
     temperature: float = 1.0  # below 1e-5: the largest logit, ties to the lower id
     top_k: int = 0  # 0: all
@@ -367,6 +409,7 @@ class SampleParams:
     counts: Sequence[tuple[int, int, bool]] = ()  # (token, times generated, in the prompt), distinct tokens
     bias: Mapping[int, float] = field(default_factory=dict)  # added; -inf bans
     allowed: Sequence[int] | None = None  # ascending; None: all
+    mask: Sequence[int] = ()  # words of 32 bits: bit i % 32 of word i // 32 allows id i; (): all
     wants_logprob: bool = False
     num_top: int = 0
     forced_token: int = -1  # >= 0: draw nothing, report this token
@@ -401,6 +444,7 @@ def _native_params(p: SampleParams) -> Any:
         counts=list(p.counts),
         bias=list(p.bias.items()),
         allowed=list(p.allowed or ()),
+        mask=list(p.mask),
         wants_logprob=p.wants_logprob,
         num_top=p.num_top,
         forced_token=p.forced_token,

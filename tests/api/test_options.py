@@ -16,7 +16,7 @@ SMALL = {"max_model_len": 128, "max_num_seqs": 4, "kv_cache_tokens": 512, "num_t
 NAN = float("nan")
 STRANGE = [-1, 1.5, NAN, float("inf"), "x y", [], {}, b"x", object(), 2**70]
 # Of those above, what is a right value of an option.
-FINE = {"tokenizer": (), "memory_budget": (2**70, 1.5)}
+FINE = {"tokenizer": (), "memory_budget": (2**70, 1.5), "packed_cache": ("x y",), "activation_mode": ({},)}
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(EngineOptions)])
@@ -47,7 +47,7 @@ def test_what_auto_decided_is_in_the_info():
         info = llm.info()
     fields = {field.name for field in dataclasses.fields(EngineOptions)} - {
         "tokenizer", "quantization", "memory_budget", "load_format", "kv_cache_tokens", "seed", "revision",
-        "show_progress", "max_queue", "skip_tokenizer_init",
+        "show_progress", "max_queue", "skip_tokenizer_init", "packed_cache",
     }  # fmt: skip
     assert fields <= set(info)
     assert all(info[name] not in (None, "auto") for name in fields)

@@ -214,7 +214,7 @@ for wrong in (("someone/other", None), ("someone/tiny", "v9")):
 
 def test_native_weights_refuse_rows_that_are_filled_twice(tmp_path: Path) -> None:
     plan = load(tiny.write(tmp_path))
-    model = _core.Model(plan.spec, device="cpu", num_threads=1, dtype="float32")
+    model = _core.Model(plan.spec, device="cpu", num_threads=1, dtype="float32", formats={})
     model.allocate_weights()
     plan.fill(model)
     with pytest.raises(CheckpointError, match="filled more than once"):

@@ -25,7 +25,8 @@ def _check(folder: Path, model: Any, ids: list[int]) -> dict[str, Any]:
     with torch.no_grad():
         expected = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
     params = fastllm.SamplingParams(max_tokens=1, prompt_logprobs=0)
-    with fastllm.LLM(str(folder), dtype="float32", num_threads=1, max_num_seqs=2, kv_cache_tokens=256) as llm:
+    options = {"dtype": "float32", "activation_mode": "f32", "max_num_seqs": 2, "kv_cache_tokens": 256}
+    with fastllm.LLM(str(folder), num_threads=1, **options) as llm:
         output = llm.generate([ids], params)[0]
         found: dict[str, Any] = llm.info()["quantization"]
     for i in range(1, len(ids)):

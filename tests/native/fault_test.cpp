@@ -278,7 +278,7 @@ NATIVE_TEST(hand_overs_fail_in_a_row) {
 }
 
 NATIVE_TEST(each_tensor_fails_to_be_read) {
-  const auto model = std::make_shared<Model>(tiny_spec(), reference(), DType::kF32);
+  const auto model = std::make_shared<Model>(tiny_spec(), reference(), WeightPlan{WeightFormat::kF32, {}});
   model->allocate_weights();
   const std::vector<float> zeros(1000, 0.0f);
   fault::arm(Point::kIo, 1, 1000);

@@ -47,7 +47,7 @@ EngineConfig tiny_config(const Backend& backend) {
 }
 
 std::shared_ptr<Model> make_tiny_model(std::unique_ptr<Backend> backend) {
-  auto model = std::make_shared<Model>(tiny_spec(), std::move(backend), DType::kF32);
+  auto model = std::make_shared<Model>(tiny_spec(), std::move(backend), WeightPlan{WeightFormat::kF32, {}});
   model->allocate_weights();
   model->weights->fill_random(3);
   return model;

@@ -74,6 +74,7 @@ class InputFile:
         self._fd = -1
         self.label = label
         self._fd, self.size = open_regular(path)
+        self.mtime_ns = os.fstat(self._fd).st_mtime_ns
 
     def __del__(self) -> None:
         if self._fd >= 0:

@@ -15,9 +15,11 @@ from typing import Any
 
 from fastllm import models
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.files import InputFile, safe_path
+from fastllm.checkpoint.formats import WeightFormats
 from fastllm.checkpoint.gguf import model as gguf
 from fastllm.checkpoint.gguf import reader as gguf_reader
-from fastllm.checkpoint.index import open_checkpoint
+from fastllm.checkpoint.index import INDEX, open_checkpoint
 from fastllm.checkpoint.packing import FLOATS, Weights, pack
 from fastllm.checkpoint.quantized import Quantization, Source, decode, total_of
 from fastllm.checkpoint.quantized.tensor import QuantizedTensor
@@ -45,9 +47,22 @@ class LoadPlan:
         """Type of the checkpoint: what config.json says, else that of its first matrix."""
         return self.config.dtype or FLOATS[self.fills[0][1].dtype][0]
 
-    def fill(self, weights: Weights, progress: Callable[[int, int], None] | None = None, num_threads: int = 1) -> None:
-        """Packs every tensor. `progress(done, total)` is told bytes of the source, on the calling thread."""
-        pack(self.fills, weights, progress, num_threads)
+    def files(self) -> list[InputFile]:
+        """What the weights are made of: config.json, the index and the files of the tensors."""
+        found = {tensor.file.label: tensor.file for _, tensor in self.fills}
+        names = [name for name in ("config.json", INDEX) if (self.folder / name).exists()]
+        return [*found.values(), *(InputFile(safe_path(self.folder, name), str(self.folder / name)) for name in names)]
+
+    def fill(
+        self, weights: Weights, progress: Callable[[int, int], None] | None = None, num_threads: int = 1, *,
+        formats: WeightFormats | None = None,
+    ) -> None:  # fmt: skip
+        """Packs every tensor; `formats` are those of `weights`, None for floats throughout.
+
+        `progress(done, total)` is told bytes as they reach the core, on the calling thread.
+        """
+        kept = {} if formats is None else {slot: formats.packed[slot] for slot in formats.kept}
+        pack(self.fills, weights, kept, progress, num_threads)
         if missing := weights.unfilled():
             raise CheckpointError(f"{self.folder}: weights are incomplete: {', '.join(missing[:5])}")
 

@@ -1,20 +1,25 @@
 """The bytes of a checkpoint -> the packed weights of a model, in blocks of rows, on several threads.
 
-A block is read into a buffer of its thread, small enough to be packed while it is in the cache, and large enough that
-the Python around it does not count (reading and packing release the GIL). So loading takes the memory of the weights
-and a few blocks. A transposed source is one block, because each of its rows holds a part of every row of the weight.
+Floats go to the core as they are (it rounds them where the matrix is one of integers); what stays packed goes as codes,
+scales and zeros. A block is small enough to be packed while it is in the cache, and large enough that the Python around
+it does not count (reading and packing release the GIL). So loading takes the memory of the weights and a few blocks. A
+transposed source is one block, because each of its rows holds a part of every row of the weight.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from fastllm.checkpoint.packed_format import PackedFormat
 from fastllm.checkpoint.quantized import Source
+from fastllm.checkpoint.quantized.tensor import QuantizedTensor
+from fastllm.checkpoint.threads import for_each
 from fastllm.errors import CheckpointError
 from fastllm.models.fills import Fill, MatrixFill
 
@@ -32,6 +37,7 @@ class Weights(Protocol):
         self, name: str, address: int, dtype: str, num_rows: int, num_cols: int, row_stride: int, col_stride: int,
         row_begin: int, expert: int,
     ) -> None: ...  # fmt: skip
+    def fill_codes(self, name: str, codes: Any, scales: Any, zeros: Any, row_begin: int, expert: int) -> None: ...
     def fill_vector(self, name: str, address: int, dtype: str, count: int, stride: int, offset: int) -> None: ...
     def unfilled(self) -> list[str]: ...
 
@@ -46,13 +52,23 @@ class _Block:
     end: int
     row: int = 0
     num_rows: int = 0
+    packed: PackedFormat | None = None  # of a matrix that stays packed
 
     @property
     def num_bytes(self) -> int:
-        return (self.end - self.begin) * FLOATS[self.tensor.dtype][1]
+        """As they are handed to the core: floats, or one byte a code."""
+        return (self.end - self.begin) * (1 if self.packed is not None else FLOATS[self.tensor.dtype][1])
+
+    def codes(self) -> tuple[Any, Any, Any]:
+        assert (
+            isinstance(self.fill, MatrixFill) and isinstance(self.tensor, QuantizedTensor) and self.packed is not None
+        )
+        num_cols, step = self.fill.num_cols, self.fill.row_stride // self.fill.num_cols
+        first = self.begin // num_cols
+        return self.tensor.codes(range(first, first + (self.num_rows - 1) * step + 1, step), self.packed)
 
 
-def _blocks(fill: Fill, tensor: Source) -> Iterator[_Block]:
+def _blocks(fill: Fill, tensor: Source, packed: PackedFormat | None) -> Iterator[_Block]:
     if not isinstance(fill, MatrixFill):
         yield _Block(fill, tensor, fill.start, fill.start + (fill.count - 1) * fill.stride + 1)
         return
@@ -60,71 +76,49 @@ def _blocks(fill: Fill, tensor: Source) -> Iterator[_Block]:
         extent = (fill.num_rows - 1) * fill.row_stride + (fill.num_cols - 1) * fill.col_stride + 1
         yield _Block(fill, tensor, fill.start, fill.start + extent, 0, fill.num_rows)
         return
-    row_bytes = fill.row_stride * FLOATS[tensor.dtype][1]
+    row_bytes = fill.row_stride * (1 if packed is not None else FLOATS[tensor.dtype][1])
     step = max(ROW_ALIGNMENT, BLOCK_BYTES // row_bytes // ROW_ALIGNMENT * ROW_ALIGNMENT)
     row = 0
     while row < fill.num_rows:
         next_row = min(fill.num_rows, (fill.row_begin + row + step) // ROW_ALIGNMENT * ROW_ALIGNMENT - fill.row_begin)
         begin = fill.start + row * fill.row_stride
         end = begin + (next_row - row - 1) * fill.row_stride + fill.num_cols
-        yield _Block(fill, tensor, begin, end, row, next_row - row)
+        yield _Block(fill, tensor, begin, end, row, next_row - row, packed)
         row = next_row
 
 
-class _Packer:
-    """The shared state of the threads of one load."""
+class _Worker:
+    """One thread's hand: reads a block into its buffer and gives it to the core."""
 
-    def __init__(self, blocks: Sequence[_Block], weights: Weights, progress: Callable[[int, int], None] | None) -> None:
-        self._blocks = iter(blocks)
-        self._total = sum(block.num_bytes for block in blocks)
+    def __init__(self, weights: Weights, on_done: Callable[[_Block], None]) -> None:
         self._weights = weights
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._done = 0
-        self._error: BaseException | None = None
+        self._on_done = on_done
+        self._buffer = np.empty(0, np.uint8)
 
-    def run(self, num_threads: int) -> None:
-        helpers: list[threading.Thread] = []
-        for _ in range(num_threads - 1):
-            helper = threading.Thread(target=self._work, name="fastllm-load")
-            try:
-                helper.start()
-            except RuntimeError:  # no memory or no more threads allowed: those that run do the work
-                break
-            helpers.append(helper)
-        self._work(self._progress)
-        for helper in helpers:
-            helper.join()
-        if self._error is not None:
-            raise self._error
-        if self._progress is not None:
-            self._progress(self._total, self._total)
+    def __call__(self, block: _Block) -> None:
+        if block.packed is not None:
+            self._fill_codes(block)
+        else:
+            if len(self._buffer) < block.num_bytes:
+                self._buffer = np.empty(block.num_bytes, np.uint8)
+            block.tensor.read(block.begin, self._buffer[: block.num_bytes].data)
+            self._fill_floats(block)
+        self._on_done(block)
 
-    def _work(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Takes blocks until there are none, or until one of the threads has failed."""
-        buffer = np.empty(0, np.uint8)
-        try:
-            while (block := self._next()) is not None:
-                if len(buffer) < block.num_bytes:
-                    buffer = np.empty(block.num_bytes, np.uint8)
-                block.tensor.read(block.begin, buffer[: block.num_bytes].data)
-                self._pack(block, int(buffer.ctypes.data))
-                with self._lock:
-                    self._done += block.num_bytes
-                if progress is not None:
-                    progress(self._done, self._total)
-        except BaseException as error:  # KeyboardInterrupt included: the helpers must end before it goes on
-            with self._lock:
-                self._error = self._error or error
-
-    def _next(self) -> _Block | None:
-        with self._lock:
-            return None if self._error is not None else next(self._blocks, None)
-
-    def _pack(self, block: _Block, address: int) -> None:
+    def _fill_codes(self, block: _Block) -> None:
         fill = block.fill
-        dtype = FLOATS[block.tensor.dtype][0]
-        try:
+        assert isinstance(fill, MatrixFill)
+        codes, scales, zeros = block.codes()
+        with _named(block):
+            self._weights.fill_codes(
+                name=fill.slot, codes=codes, scales=scales, zeros=zeros, row_begin=fill.row_begin + block.row,
+                expert=fill.expert,
+            )  # fmt: skip
+
+    def _fill_floats(self, block: _Block) -> None:
+        fill, dtype = block.fill, FLOATS[block.tensor.dtype][0]
+        address = int(self._buffer.ctypes.data)
+        with _named(block):
             if isinstance(fill, MatrixFill):
                 self._weights.fill_matrix(
                     name=fill.slot, address=address, dtype=dtype, num_rows=block.num_rows, num_cols=fill.num_cols,
@@ -136,18 +130,41 @@ class _Packer:
                     name=fill.slot, address=address, dtype=dtype, count=fill.count, stride=fill.stride,
                     offset=fill.offset,
                 )  # fmt: skip
-        except CheckpointError as e:
-            raise CheckpointError(f"{block.tensor.where}: {e}") from e
+
+
+@contextmanager
+def _named(block: _Block) -> Iterator[None]:
+    """Errors of the core name the slot; here they get the tensor and its file."""
+    try:
+        yield
+    except CheckpointError as e:
+        raise CheckpointError(f"{block.tensor.where}: {e}") from e
 
 
 def pack(
     fills: Sequence[tuple[Fill, Source]],
     weights: Weights,
+    kept: Mapping[str, PackedFormat],
     progress: Callable[[int, int], None] | None = None,
     num_threads: int = 1,
 ) -> None:
-    """Reads and packs every fill. `progress(done, total)` is told bytes of the source, on the calling thread."""
-    blocks = [block for fill, tensor in fills for block in _blocks(fill, tensor)]
+    """Reads and packs every fill; the slots in `kept` hold the codes of their tensors in that format.
+
+    `progress(done, total)` is told bytes as they reach the core, on the calling thread.
+    """
+    blocks = [block for fill, tensor in fills for block in _blocks(fill, tensor, kept.get(fill.slot))]
     # In the order of the files, so that a cold disk reads ahead.
     blocks.sort(key=lambda block: (block.tensor.file.label, block.tensor.begin + block.begin))
-    _Packer(blocks, weights, progress).run(num_threads)
+    total, done, lock = sum(block.num_bytes for block in blocks), 0, threading.Lock()
+    caller = threading.current_thread()
+
+    def on_done(block: _Block) -> None:
+        nonlocal done
+        with lock:
+            done += block.num_bytes
+        if progress is not None and threading.current_thread() is caller:
+            progress(done, total)
+
+    for_each(blocks, lambda: _Worker(weights, on_done), num_threads)
+    if progress is not None:
+        progress(total, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,18 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cpu:avx2", "cpu:scalar", ... or "reference".')]
 Dtype = Annotated[str, typer.Option(help='Weights: "auto" (as in the checkpoint), "float32", "bfloat16", "float16".')]
+Quantization = Annotated[
+    str | None, typer.Option(help='Round weights while loading: "int4", "int8", or with a group size "int4-g128".')
+]
+ActivationMode = Annotated[
+    str, typer.Option(help='How activations meet integer weights: "auto", "a8", "a8r", "a15", "bf16", "f32".')
+]
+PackedCache = Annotated[
+    Path | None, typer.Option(help="Directory for packed weights; the next start reads them from there.")
+]
+KvCacheDtype = Annotated[
+    str, typer.Option(help='KV cache: "auto" (as the weights), "float32", "bfloat16", "float16", "int8".')
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default what affinity and cgroup quota leave.")]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Longest context in tokens, prompt and output; the model's by default.")

@@ -36,6 +36,8 @@ class RequestContext:
     price: Price | None = None
     # Of each engine request, so far: seconds of the engine, and pages times seconds.
     _costs: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    # Of each engine request: why its sequences have ended.
+    _reasons: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(request: Request) -> RequestContext:
@@ -79,7 +81,7 @@ class RequestContext:
         return Cost(device_s, page_s * self.server.page_bytes)
 
     def observe(self, number: int, output: RequestOutput) -> None:
-        """Counts one output of an engine request."""
+        """Counts one output of an engine request; it has what is new."""
         now = time.monotonic()
         tokens = output.metrics.num_generated_tokens
         before = self._last.get(number)
@@ -92,5 +94,8 @@ class RequestContext:
         else:
             self.num_generated_tokens += tokens - before[1]
             self.server.observer.more_output(self, tokens - before[1], now - before[0])
+        for completion in output.outputs:
+            if completion.finish_reason is not None:
+                self._reasons.setdefault(number, []).append(completion.finish_reason)
         if output.finished:
-            self.server.observer.finished(self, output, now)
+            self.server.observer.finished(self, output, self._reasons.pop(number, []), now)

@@ -81,14 +81,13 @@ class Metrics(Observer):
             self.itl.add(seconds / num_tokens, num_tokens)
             self.fine_itl.add(seconds / num_tokens, num_tokens)
 
-    def finished(self, context: RequestContext, output: RequestOutput, now: float) -> None:
+    def finished(self, context: RequestContext, output: RequestOutput, reasons: list[str], now: float) -> None:
         metrics = output.metrics
-        for completion in output.outputs:
-            self.finished_reasons[completion.finish_reason or "abort"] += 1
+        self.finished_reasons.update(reasons)
         self.e2e.add(now - context.arrival)
         self.prompt_tokens.add(metrics.num_prompt_tokens)
         self.generation_tokens.add(metrics.num_generated_tokens)
-        self.n.add(len(output.outputs))
+        self.n.add(len(reasons))
         if metrics.inter_token_s is not None:
             self.request_itl.add(metrics.inter_token_s)
         if metrics.queued_s is not None and metrics.first_token_s is not None and metrics.total_s is not None:

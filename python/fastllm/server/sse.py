@@ -73,7 +73,8 @@ class EventStream(Response):
         async def run() -> None:
             async with contextlib.aclosing(self._events) as events:
                 async for data in events:
-                    await emit(data, more=True)
+                    if data:
+                        await emit(data, more=True)
             await emit(self._last, more=False)
 
         async def watch() -> None:

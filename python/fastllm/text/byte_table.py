@@ -25,11 +25,16 @@ def _gpt2_bytes() -> dict[str, int]:
 GPT2_BYTES = _gpt2_bytes()
 
 
+# The same for str.translate: its characters become Latin-1, and what of Latin-1 is none of them becomes no Latin-1.
+_TO_LATIN = {i: "\u2581" for i in range(256)} | {ord(c): chr(byte) for c, byte in GPT2_BYTES.items()}
+
+
 def byte_level(token: str) -> bytes:
-    """Bytes of a token of a byte-level BPE."""
-    if all(c in GPT2_BYTES for c in token):
-        return bytes(GPT2_BYTES[c] for c in token)
-    return token.encode()
+    """Bytes of a token of a byte-level BPE; a token with other characters stands for itself."""
+    try:
+        return token.translate(_TO_LATIN).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()
 
 
 def sentencepiece(token: str) -> bytes:
@@ -61,12 +66,12 @@ def strips_first_space(decoder: Any) -> bool:
     return any(strips_first_space(part) for part in decoder.get("decoders", ()))
 
 
-def from_tokenizer_json(description: Mapping[str, Any], tokenizer: Any, special: Collection[str]) -> _core.ByteTable:
-    """Table of a `tokenizers.Tokenizer` and its JSON form.
+def from_tokenizer_json(decoder: Any, tokenizer: Any, special: Collection[str]) -> _core.ByteTable:
+    """Table of a `tokenizers.Tokenizer`.
 
-    special: tokens that are special whatever the file says of them (bos, eos, ...).
+    decoder: that of its JSON form. special: tokens that are special whatever the file says of them (bos, eos, ...).
     """
-    kinds = decoder_kinds(description.get("decoder"))
+    kinds = decoder_kinds(decoder)
     is_byte_level = "ByteLevel" in kinds
     if is_byte_level:
         to_bytes = byte_level
@@ -77,22 +82,17 @@ def from_tokenizer_json(description: Mapping[str, Any], tokenizer: Any, special:
             f"tokenizer.json: decoder {sorted(kinds) or 'none'} is not supported; "
             "ByteLevel, ByteFallback and Metaspace are"
         )
-    added = {token["id"]: token for token in description.get("added_tokens", ())}
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    if added:
-        size = max(size, max(added) + 1)
-    tokens, flags = [], []
-    for i in range(size):
-        if i in added:
-            text = added[i]["content"]
-            # SentencePiece vocabularies list runs of U+2581 as added tokens: spaces all the same. In a byte-level
-            # vocabulary an added token stands for itself: read as GPT-2 bytes, one with "é" would be damaged.
-            tokens.append(text.encode() if is_byte_level else sentencepiece(text))
-            flags.append(int(bool(added[i]["special"]) or text in special))
-        else:
-            token = tokenizer.id_to_token(i)
-            tokens.append(b"" if token is None else to_bytes(token))
-            flags.append(0)
+    added = tokenizer.get_added_tokens_decoder()
+    size = max(tokenizer.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
+    tokens, flags = [b""] * size, [0] * size
+    for token, i in tokenizer.get_vocab(with_added_tokens=False).items():
+        if i < size:  # as the tokenizer itself: an id beyond its size is none
+            tokens[i] = to_bytes(token)
+    for i, token in added.items():
+        # SentencePiece vocabularies list runs of U+2581 as added tokens: spaces all the same. In a byte-level
+        # vocabulary an added token stands for itself: read as GPT-2 bytes, one with "é" would be damaged.
+        tokens[i] = token.content.encode() if is_byte_level else sentencepiece(token.content)
+        flags[i] = int(token.special or token.content in special)
     return _core.ByteTable(tokens, flags)
 
 

@@ -115,9 +115,11 @@ class _JsonBackend(_Backend):
         self._tokenizer.no_truncation()
         special = _special_tokens(config)
         self._add_special(special)
-        description = json.loads(self._tokenizer.to_str())
+        # The JSON of the decoder alone: that of the whole takes as long as reading the file.
+        decoder = self._tokenizer.decoder
+        description = None if decoder is None else json.loads(decoder.__getstate__())
         self.byte_table = byte_table.from_tokenizer_json(description, self._tokenizer, special)
-        self.strips_first_space = byte_table.strips_first_space(description.get("decoder"))
+        self.strips_first_space = byte_table.strips_first_space(description)
 
     def _add_special(self, special: Sequence[str]) -> None:
         """Tokens that only tokenizer_config.json calls special. Ones without an id are left out: the model has none."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastllm.checkpoint.quantized.tensor import F32, SIGNED, U8, UNSIGNED, QuantizedRows
+from fastllm.checkpoint.packed_format import F32, U8, Parameters
+from fastllm.checkpoint.quantized.tensor import SIGNED, UNSIGNED, QuantizedRows
 from fastllm.errors import CheckpointError
 
 Array = np.ndarray[Any, Any]
@@ -125,6 +126,19 @@ FORMATS: dict[str, Callable[[U8], Parts]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "MXFP4": _mxfp4,
     "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
 }  # fmt: skip
+
+
+# What the codes of a format mean, where they are integers with one float16 scale (MXFP4: a power of two) in 32 columns.
+_LEVELS: dict[str, F32] = {
+    "Q4_0": UNSIGNED[:16] - 8, "Q5_0": UNSIGNED[:32] - 16, "Q8_0": SIGNED, "IQ4_NL": _IQ4_NL[:16],
+    "MXFP4": _MXFP4[:16],
+}  # fmt: skip
+
+
+def parameters_of(name: str, num_cols: int) -> Parameters | str:
+    if name in _LEVELS:
+        return Parameters(_LEVELS[name], 32, num_cols, "bfloat16" if name == "MXFP4" else "float16")
+    return f"{name} has no such form" if name in FORMATS else f"it is {name}"
 
 
 def rows_of(name: str, data: U8, num_rows: int, block_bytes: int) -> QuantizedRows:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from fastllm.checkpoint.gguf import blocks
 from fastllm.checkpoint.gguf.reader import GgufTensor
-from fastllm.checkpoint.quantized.tensor import F32, U8, QuantizedRows, QuantizedTensor
+from fastllm.checkpoint.packed_format import F32, U8, Parameters
+from fastllm.checkpoint.quantized.tensor import QuantizedRows, QuantizedTensor
 
 Order = npt.NDArray[np.int64]
 
@@ -42,6 +43,9 @@ class GgufSource(QuantizedTensor):
         self._tensor, self._first_row, self._order, self._add = tensor, first_row, order, add
         self.begin = tensor.begin + first_row * tensor.row_bytes
         self.num_bytes = self.num_elements // tensor.type.elements * tensor.type.num_bytes
+
+    def parameters(self) -> Parameters | str:
+        return blocks.parameters_of(self._tensor.type.name, self.shape[-1])
 
     def load(self) -> bool:
         return True  # a piece is read when it is asked for

@@ -18,7 +18,6 @@ from fastllm.checkpoint.quantized import awq, bitsandbytes, compressed, gptq, mx
 from fastllm.checkpoint.quantized.tensor import QuantizedTensor
 from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
-from fastllm.memory import format_bytes
 
 METHODS: dict[str, ModuleType] = {
     "gptq": gptq,
@@ -40,21 +39,6 @@ class Quantization:
     num_tensors: int
     source_bytes: int  # in the files, scales and zeros included
     num_elements: int
-
-    def describe(self, dtype: str) -> dict[str, Any]:
-        """For a model whose weights are held as `dtype`."""
-        held = self.num_elements * (4 if dtype == "float32" else 2)
-        return {
-            "method": self.method, "tensors": self.num_tensors, "source_bytes": self.source_bytes, "held_as": dtype,
-            "held_bytes": held,
-        }  # fmt: skip
-
-    def sentence(self, dtype: str) -> str:
-        facts = self.describe(dtype)
-        return (
-            f"{self.num_tensors} {self.method} tensors of {format_bytes(self.source_bytes)} are decoded at load and "
-            f"held as {dtype}, {format_bytes(facts['held_bytes'])}"
-        )
 
 
 def _section(config: Config) -> Config | None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.packed_format import F32, Parameters
 from fastllm.checkpoint.quantized.tensor import (
+    SCALE_DTYPES,
     UNSIGNED,
     QuantizedRows,
     QuantizedTensor,
@@ -38,12 +40,20 @@ class AwqTensor(QuantizedTensor):
         super().__init__(name, shape, [qweight, qzeros, scales])
         self._group_size, self._qweight, self._qzeros, self._scales = group_size, qweight, qzeros, scales
 
+    def parameters(self) -> Parameters:
+        scales, zeros = self._scales_and_zeros()
+        dtype = SCALE_DTYPES[self._scales.dtype]
+        return Parameters(UNSIGNED[:16], self._group_size, self.shape[1], dtype, scales, zeros)
+
     def load(self) -> Any:
+        return array_of(self._qweight, np.uint32), *self._scales_and_zeros()
+
+    def _scales_and_zeros(self) -> tuple[F32, F32]:
         scales = transposed(floats_of(self._scales))
         words = array_of(self._qzeros, np.uint32)
         shape = (scales.shape[0], scales.shape[1])
         zeros = unpack(words, shape, 4, transpose=True, positions=POSITIONS)
-        return array_of(self._qweight, np.uint32), scales, zeros.astype(np.float32)
+        return scales, zeros.astype(np.float32)
 
     def rows(self, loaded: Any, begin: int, end: int) -> QuantizedRows:
         words, scales, zeros = loaded

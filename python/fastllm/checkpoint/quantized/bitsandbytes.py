@@ -14,8 +14,8 @@ import numpy as np
 
 from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.files import parse_json_object
+from fastllm.checkpoint.packed_format import F32
 from fastllm.checkpoint.quantized.tensor import (
-    F32,
     SIGNED,
     QuantizedRows,
     QuantizedTensor,
@@ -98,6 +98,9 @@ class Int8Tensor(QuantizedTensor):
     def __init__(self, name: str, weight: Tensor, scb: Tensor) -> None:
         super().__init__(name, weight.shape, [weight, scb])
         self._weight, self._scb = weight, scb
+
+    def parameters(self) -> str:
+        return "its scale is rounded twice"
 
     def load(self) -> F32:
         return floats_of(self._scb).reshape(-1, 1)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.packed_format import Parameters
 from fastllm.checkpoint.quantized import scaled
 from fastllm.checkpoint.quantized.tensor import (
     FLOAT_DTYPES,
+    SCALE_DTYPES,
     UNSIGNED,
     QuantizedRows,
     QuantizedTensor,
@@ -46,6 +48,13 @@ class PackedTensor(QuantizedTensor):
         self._bits, self._group_size = bits, shape[1] // groups
         self._packed, self._scale, self._zero_point, self._g_idx = packed, scale, zero_point, g_idx
 
+    def parameters(self) -> Parameters | str:
+        scales, zeros, group_of = self.load()
+        if group_of is not None:
+            return "act-order"
+        levels = UNSIGNED[: 1 << self._bits]
+        return Parameters(levels, self._group_size, self.shape[1], SCALE_DTYPES[self._scale.dtype], scales, zeros)
+
     def load(self) -> Any:
         scales = floats_of(self._scale).reshape(self.shape[0], -1)
         if self._zero_point is None:
@@ -57,7 +66,9 @@ class PackedTensor(QuantizedTensor):
         group_of = None
         if self._g_idx is not None:
             group_of = array_of(self._g_idx, np.int32)
-            if (group_of == -1).all():  # how compressed-tensors writes "not initialised"
+            in_order = np.arange(len(group_of)) // self._group_size
+            # All -1 is how compressed-tensors writes "not initialised".
+            if (group_of == -1).all() or np.array_equal(group_of, in_order):
                 group_of = None
         return scales, zeros, group_of
 

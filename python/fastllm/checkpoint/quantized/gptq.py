@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.packed_format import Parameters
 from fastllm.checkpoint.quantized.tensor import (
+    SCALE_DTYPES,
     UNSIGNED,
     Array,
     QuantizedRows,
@@ -38,12 +40,22 @@ class GptqTensor(QuantizedTensor):
         self._bits, self._group_size, self._stored_zero = bits, group_size, stored_zero
         self._qweight, self._qzeros, self._scales, self._g_idx = qweight, qzeros, scales, g_idx
 
+    def parameters(self) -> Parameters | str:
+        scales, zeros, group_of = self._scales_and_zeros()
+        if group_of is not None:
+            return "act-order"
+        levels = UNSIGNED[: 1 << self._bits]
+        return Parameters(levels, self._group_size, self.shape[1], SCALE_DTYPES[self._scales.dtype], scales, zeros)
+
     def load(self) -> tuple[Array, Any, Any, Any]:
+        return array_of(self._qweight, np.uint32), *self._scales_and_zeros()
+
+    def _scales_and_zeros(self) -> tuple[Any, Any, Any]:
         num_rows, _ = self.shape
         scales = transposed(floats_of(self._scales))
         zeros = unpack(array_of(self._qzeros, np.uint32), (num_rows, scales.shape[1]), self._bits, transpose=True)
         stored = zeros.astype(np.float32) + np.float32(1 - self._stored_zero)
-        return array_of(self._qweight, np.uint32), scales, stored, self._group_index(scales.shape[1])
+        return scales, stored, self._group_index(scales.shape[1])
 
     def _group_index(self, num_groups: int) -> Any:
         """g_idx, or None where it says what group_size says."""

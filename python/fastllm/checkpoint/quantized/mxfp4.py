@@ -1,8 +1,9 @@
 """MXFP4 as gpt-oss has it: blocks of 32 FP4 (E2M1) elements with a common power of two.
 
 X_blocks [.., N, K / 32, 16] holds the codes, the first of two elements in the low half; X_scales [.., N, K / 32] is the
-exponent + 127. W = table[code] * 2^(scale - 127). The rows are those of the weight (outputs), unlike the unquantized
-X [.., K, N]; the decoded tensor keeps the name X_blocks, so that the architecture can tell.
+exponent + 127. W = table[code] * 2^(scale - 127); here the table is doubled and the scale is half of that. The rows are
+those of the weight (outputs), unlike the unquantized X [.., K, N]; the decoded tensor keeps the name X_blocks, so that
+the architecture can tell.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.packed_format import Parameters
 from fastllm.checkpoint.quantized.tensor import QuantizedRows, QuantizedTensor, find_part, read_rows
 from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
@@ -21,7 +23,7 @@ from fastllm.errors import CheckpointError
 BLOCK = 32
 SUFFIXES = ("scales",)
 TABLE = np.zeros(256, np.float32)
-TABLE[:16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+TABLE[:16] = [0, 1, 2, 3, 4, 6, 8, 12, -0.0, -1, -2, -3, -4, -6, -8, -12]  # doubled, so that they are integers
 
 
 class Mxfp4Tensor(QuantizedTensor):
@@ -29,6 +31,9 @@ class Mxfp4Tensor(QuantizedTensor):
         *leading, num_blocks, _ = blocks.shape
         super().__init__(blocks.name, (*leading, num_blocks * BLOCK), [blocks, scales])
         self._blocks, self._scales, self._num_blocks = blocks, scales, num_blocks
+
+    def parameters(self) -> Parameters:
+        return Parameters(TABLE[:16], BLOCK, self.shape[-1], "bfloat16")  # which holds every 2^(e - 128)
 
     def load(self) -> bool:
         return True  # a piece is read when it is asked for
@@ -40,7 +45,7 @@ class Mxfp4Tensor(QuantizedTensor):
             raise CheckpointError("a scale is NaN (exponent 255)")
         codes = np.empty((*packed.shape, 2), np.uint8)
         codes[..., 0], codes[..., 1] = packed & 15, packed >> 4
-        scales = np.ldexp(np.float32(1.0), exponents.astype(np.int32) - 127).astype(np.float32)
+        scales = np.ldexp(np.float32(1.0), exponents.astype(np.int32) - 128).astype(np.float32)
         return QuantizedRows(codes.reshape(end - begin, -1), TABLE, scales, BLOCK)
 
 

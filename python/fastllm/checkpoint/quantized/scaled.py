@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.packed_format import Parameters
 from fastllm.checkpoint.quantized.tensor import (
     E4M3,
     FLOAT_DTYPES,
+    SCALE_DTYPES,
     SIGNED,
     Array,
     QuantizedRows,
@@ -46,6 +48,11 @@ class ScaledTensor(QuantizedTensor):
         """Rows of a [N / bn, K / bk] matrix, one per row of the weight."""
         matrix = values.reshape(-(-self.shape[0] // self._block[0]), -1)
         return np.ascontiguousarray(matrix[np.arange(begin, end) // self._block[0]])
+
+    def parameters(self) -> Parameters:
+        scales, zeros = self.load()
+        table = TABLES[self._weight.dtype]
+        return Parameters(table, self._block[1], self.shape[1], SCALE_DTYPES[self._scale.dtype], scales, zeros)
 
     def load(self) -> Any:
         zeros = None if self._zero_point is None else array_of(self._zero_point, np.int8).astype(np.float32)

@@ -1,8 +1,8 @@
 """What all quantized formats share: codes with scales, the one arithmetic, and a tensor that decodes as it is read.
 
 A format file reads `quantization_config`, checks the tensors of a module against each other, and makes of them a
-QuantizedTensor whose rows() gives codes, scales and zeros. They are what a packed kernel wants; dequantize() turns them
-into the float32 values that the format defines, which is what the loader packs today.
+QuantizedTensor whose rows() gives codes, scales and zeros. codes() hands them to a packed kernel as they are; where no
+packed format holds them, dequantize() turns them into the float32 values that the format defines.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import numpy.typing as npt
 
 from fastllm import _core
 from fastllm.checkpoint.files import InputFile
+from fastllm.checkpoint.packed_format import F32, U8, PackedFormat, Parameters, exact_format, repack
 from fastllm.checkpoint.safetensors import Tensor
 from fastllm.errors import CheckpointError
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 
 
@@ -96,28 +95,56 @@ class QuantizedTensor(ABC):
     def rows(self, loaded: Any, begin: int, end: int) -> Rows:
         """Rows [begin, end) of the tensor, all its leading dimensions taken as one."""
 
+    def parameters(self) -> Parameters | str:
+        """What a packed format must hold, or why none can. May read scales and zeros, not the codes."""
+        return "its codes are no integers"
+
+    def packed_format(self) -> PackedFormat | str:
+        """The smallest packed format that holds this tensor exactly, or why there is none."""
+        needed = self.parameters()
+        return needed if isinstance(needed, str) else exact_format(needed)
+
+    def codes(self, rows: range, target: PackedFormat) -> tuple[U8, F32, U8 | None]:
+        """Codes, scales and zeros of some rows, in a format that holds them exactly."""
+        found = self._rows(rows.start, rows[-1] + 1, len(rows) * self.shape[-1])
+        assert isinstance(found, QuantizedRows) and found.group_of is None
+        each = slice(None, None, rows.step)
+        return repack(
+            target, np.ascontiguousarray(found.codes[each]), found.table, found.scales[each],
+            None if found.zeros is None else found.zeros[each], found.group_size,
+        )  # fmt: skip
+
     def read(self, begin: int, out: memoryview) -> None:
         """Fills `out` with the float32 values from element `begin` on."""
-        with self._lock:
-            if self._loaded is None:
-                self._loaded = self.load()
-            loaded = self._loaded
         num_cols = self.shape[-1]
         count = len(out) // 4
         first, last = begin // num_cols, -(-(begin + count) // num_cols)
         target: F32 = np.frombuffer(out, np.float32)
         is_whole = begin % num_cols == 0 and count % num_cols == 0
         values = target.reshape(-1, num_cols) if is_whole else np.empty((last - first, num_cols), np.float32)
+        rows = self._rows(first, last, count)
         try:
-            self.rows(loaded, first, last).dequantize(values)
+            rows.dequantize(values)
         except CheckpointError as e:
             raise CheckpointError(f"{self.where}: {e}") from e
         if not is_whole:
             target[:] = values.reshape(-1)[begin - first * num_cols :][:count]
+
+    def _rows(self, begin: int, end: int, num_elements: int) -> Rows:
+        """rows(), of which the caller uses so many elements."""
         with self._lock:
-            self._unread -= count
+            if self._loaded is None:
+                self._loaded = self.load()
+            loaded = self._loaded
+        try:
+            rows = self.rows(loaded, begin, end)
+        except CheckpointError as e:
+            raise CheckpointError(f"{self.where}: {e}") from e
+        with self._lock:
+            self._unread -= num_elements
             if self._unread <= 0:  # packed tensors need not stay until the last layer is loaded
                 self._loaded = None
+        return rows
 
 
 # Codes as integers: what the table of such a format holds.
@@ -172,6 +199,8 @@ def read_rows(tensor: Tensor, begin: int, end: int, num_cols: int) -> U8:
 
 
 FLOAT_DTYPES = ("F32", "BF16", "F16")
+# A scale of these types is one of the packed formats; float32 may be.
+SCALE_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": None}
 
 
 def floats_of(tensor: Tensor) -> F32:

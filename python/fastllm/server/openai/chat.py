@@ -173,13 +173,17 @@ class _Chat:
             async for deltas in batches:
                 if wants_running_usage(self.body):
                     extra = {"usage": self.generation.usage()}
+                choices = []
                 for delta in deltas:
                     if not begun[delta.index]:
                         begun[delta.index] = True
-                        first = _choice(delta.index, {"role": "assistant", "content": "", "refusal": None}, None)
-                        yield event({**self.envelope("chat.completion.chunk", [first]), **extra})
-                    for choice in self._choices(delta):
-                        yield event({**self.envelope("chat.completion.chunk", [choice]), **extra})
+                        first = {"role": "assistant", "content": "", "refusal": None}
+                        choices.append(_choice(delta.index, first, None))
+                    choices += self._choices(delta)
+                # All that a step has brought is one write to the connection.
+                yield b"".join(
+                    event({**self.envelope("chat.completion.chunk", [choice]), **extra}) for choice in choices
+                )
         if wants_usage(self.body):
             yield event({**self.envelope("chat.completion.chunk", []), "usage": self.generation.usage()})
 
