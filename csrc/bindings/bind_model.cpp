@@ -94,8 +94,7 @@ std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig 
   config.vocab_size = model->spec.vocab_size;
   config.hidden_size = model->spec.hidden_size;
   check(config);
-  auto executor =
-      std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
+  auto executor = std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
   return std::make_unique<Engine>(config, std::move(executor));
 }
 
@@ -172,6 +171,9 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("backend_name", [](const Model& self) { return std::string(self.backend->name()); })
       .def_prop_ro("num_threads", [](const Model& self) { return self.backend->num_threads(); })
       .def_prop_ro("page_size", [](const Model& self) { return self.backend->page_size(); })
+      .def_prop_ro(
+          "device_free_bytes", [](const Model& self) { return self.backend->free_bytes(); },
+          "Free memory of the device; 0 where it is the host's.")
       .def("weight_bytes", &Model::weight_bytes)
       .def(
           "step_bytes",

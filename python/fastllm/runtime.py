@@ -190,6 +190,7 @@ class Runtime:
             max_num_seqs=options.max_num_seqs,
             memory_budget=options.memory_budget,
             kv_cache_tokens=options.kv_cache_tokens,
+            device_free_bytes=native.device_free_bytes,
         )
 
     def _describe_quantization(self, plan: loader.LoadPlan) -> dict[str, Any] | None:
@@ -216,7 +217,8 @@ class Runtime:
         }
 
     def _fill(self, plan: loader.LoadPlan, native: Any) -> None:
-        if self.options.packed_cache is None:
+        # A device's memory cannot be read from a file: it is packed anew.
+        if self.options.packed_cache is None or native.device_free_bytes > 0:
             _pack(plan, native, self.formats, self.options.show_progress)
             return
         settings = {
