@@ -283,8 +283,10 @@ SampleResult sample_row(std::span<float> logits, const SampleRow& row, const Sam
     apply_penalties(logits, row);
     // Before the choice is trusted: a penalty may overflow, and a NaN would hide from every comparison.
     if ((!row.counts.empty() || !row.bias.empty()) && !is_finite()) return result;
-    apply_mask(logits, row.mask);
-    if (scans != nullptr && !row.mask.empty() && !is_finite()) return result;
+    if (!row.mask.empty()) {
+      apply_mask(logits, row.mask);
+      if (!is_finite()) return result;  // nothing is allowed
+    }
     result.token = choose(logits, row, scans, top, scratch);
     if (result.token < 0) return result;
   }
