@@ -10,6 +10,7 @@
 #include "bindings/backends.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "core/checked.h"
 #include "core/checksum.h"
 #include "core/thread_pool.h"
 #include "cpu/probe.h"
@@ -84,7 +85,8 @@ void fill_vector(Model& model, const std::string& name, uintptr_t address, const
 }
 
 StepLimits limits_of(const EngineConfig& config) {
-  return {config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows};
+  return {config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows,
+          ceil_div(max_sequence_len(config), config.page_size)};
 }
 
 std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig config, const std::string& kv_dtype) {
@@ -173,10 +175,11 @@ void bind_model(nb::module_& m) {
       .def("weight_bytes", &Model::weight_bytes)
       .def(
           "step_bytes",
-          [](const Model& self, int64_t max_tokens, int64_t max_seqs, int64_t max_logit_rows) {
-            return self.step_bytes({max_tokens, max_seqs, max_logit_rows});
+          [](const Model& self, int64_t max_tokens, int64_t max_seqs, int64_t max_logit_rows,
+             int64_t max_pages_per_seq) {
+            return self.step_bytes({max_tokens, max_seqs, max_logit_rows, max_pages_per_seq});
           },
-          nb::kw_only(), "max_tokens"_a, "max_seqs"_a, "max_logit_rows"_a)
+          nb::kw_only(), "max_tokens"_a, "max_seqs"_a, "max_logit_rows"_a, "max_pages_per_seq"_a)
       .def(
           "kv_page_bytes",
           [](const Model& self, const std::string& dtype) { return self.kv_page_bytes(parse_kv_dtype(dtype)); },

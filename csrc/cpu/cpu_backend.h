@@ -9,7 +9,7 @@
 #include "core/cpu_info.h"
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
-#include "ops/ops.h"
+#include "ops/host_backend.h"
 #include "ops/sampling_algorithm.h"
 
 namespace fastllm {
@@ -55,14 +55,16 @@ struct Scratch {
   RowGroup* groups = nullptr;
   int64_t max_groups = 0;
 
-  int64_t* item_start = nullptr;  // [S + 1] attention items before each sequence
+  int32_t* seq_order = nullptr;   // [S] attention: sequences, those that share a prefix side by side
+  int32_t* run_start = nullptr;   // [S + 1] where each run of them begins
+  int64_t* item_start = nullptr;  // [S + 1] items before each run
   int64_t max_seqs = 0;
   std::vector<PerThread> threads;
 
   static Scratch take(Arena& arena, const OpLimits& limits, int num_threads);
 };
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public HostBackend {
  public:
   CpuBackend(int num_threads, CpuIsa isa);
 

@@ -31,6 +31,7 @@ constexpr int64_t kTileTokens = 256;  // attention tile, at absolute positions
 constexpr int64_t kTilePages = kTileTokens / kPageTokens;
 constexpr int64_t kAttentionRows = 32;  // (query token, head) rows of one attention item
 
+constexpr int64_t kPackedQBytes = 4;    // per number of q: what pack_q() leaves never needs more
 constexpr int64_t kScaleDims = 32;      // dimensions of K that share a scale in an int8 page
 constexpr int64_t kScaleBytes = 2 * kLanes;  // bf16 scales of the 16 tokens of a page
 
@@ -101,7 +102,7 @@ struct AttentionState {
 
 struct AttentionTileJob {
   const float* q = nullptr;       // [num_rows, head_dim]
-  std::byte* packed_q = nullptr;  // the same as pack_q() leaves it, 4 * padded head_dim bytes a row
+  std::byte* packed_q = nullptr;  // the same as pack_q() leaves it, kPackedQBytes * padded head_dim bytes a row
   int64_t num_rows = 0;
   int64_t head_dim = 0;
   const std::byte* kv = nullptr;  // page 0, at the K part of the kv head

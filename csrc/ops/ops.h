@@ -13,6 +13,7 @@
 #include <span>
 
 #include "core/dtype.h"
+#include "ops/device_memory.h"
 #include "ops/sampling.h"
 #include "ops/weights.h"
 
@@ -39,7 +40,8 @@ struct Mat {
 };
 
 // One ragged step: prefill, chunked prefill, decode and verification are the same thing with other counts.
-// Arrays are int32 on the device of the backend. context_len counts the new tokens too.
+// context_len counts the new tokens too. Arrays are in memory of the backend, as every pointer in the arguments below
+// but those of SampleRow and CopyPagesArgs, which the host reads.
 struct StepView {
   int64_t num_tokens = 0;                // T
   int64_t num_seqs = 0;                  // S
@@ -233,7 +235,13 @@ class Backend {
   [[nodiscard]] virtual const char* name() const = 0;  // "reference", "cpu:avx512", ...
   [[nodiscard]] virtual int num_threads() const = 0;
 
-  // Memory.
+  // Memory. Where it is not the host's, what operations read and write must have come from allocate().
+  [[nodiscard]] virtual bool shares_host_memory() const = 0;
+  [[nodiscard]] virtual DeviceMemory allocate(int64_t bytes, const char* what, Contents contents) = 0;
+  // Both return when the host's memory may be changed, or read. May be called from several threads.
+  virtual void upload(void* to, const void* from, int64_t bytes) = 0;
+  virtual void download(void* to, const void* from, int64_t bytes) = 0;
+
   [[nodiscard]] virtual int64_t packed_bytes(const WeightDesc& desc) const = 0;
   virtual void pack(const PackedWeight& to, const WeightSlice& slice) = 0;      // float formats
   virtual void pack_codes(const PackedWeight& to, const CodeSlice& slice) = 0;  // integer formats

@@ -53,7 +53,7 @@ struct SampleResult {
 };
 
 struct SampleArgs {
-  float* logits = nullptr;  // [R, V], overwritten
+  float* logits = nullptr;  // [R, V] in memory of the backend, overwritten
   int64_t num_rows = 0;
   int64_t vocab_size = 0;
   int64_t stride = 0;

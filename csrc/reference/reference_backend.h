@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "ops/ops.h"
+#include "ops/host_backend.h"
 
 namespace fastllm {
 
@@ -16,7 +16,7 @@ namespace reference {
 // [k or v][kv head][token in page][dimension]; int8: then the scales, [kv head][token][group] of K, [kv head][token] of V.
 constexpr int64_t kPageSize = 16;
 
-class ReferenceBackend final : public Backend {
+class ReferenceBackend final : public HostBackend {
  public:
   [[nodiscard]] const char* name() const override { return "reference"; }
   [[nodiscard]] int num_threads() const override { return 1; }

@@ -178,6 +178,7 @@ class Runtime:
                 max_tokens=self.max_num_batched_tokens,
                 max_seqs=options.max_num_seqs,
                 max_logit_rows=self.max_logit_rows,
+                max_pages_per_seq=-(-self.max_model_len // native.page_size),
             ),
             page_bytes=native.kv_page_bytes(self.kv_dtype),
             page_size=native.page_size,

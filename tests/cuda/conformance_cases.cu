@@ -70,6 +70,14 @@ struct TanhApproximation {
   static __device__ void run(Words w) { w.put(0, tanh_approx(w.f(0))); }
 };
 
+struct SinCosPi {
+  static __device__ void run(Words w) {
+    const Vec<double, 2> y = sin_cos_pi(static_cast<double>(w.f(0)) * 1e3);
+    w.put(0, static_cast<float>(y[0]));
+    w.put(1, static_cast<float>(y[1]));
+  }
+};
+
 struct Shuffles {
   static __device__ void run(Words w) {
     w.put(0, shfl(kFullMask, w.in[0], w.s(1)));
@@ -269,6 +277,7 @@ constexpr Case kCases[] = {
     make<Bits>("bits", Input::kWords, Compare::kBits),
     make<Approximations>("approximations", Input::kFloats, Compare::kFloatApprox),
     make<TanhApproximation>("tanh_approx", Input::kFloats, Compare::kTanhApprox),
+    make<SinCosPi>("sin_cos_pi", Input::kFloats, Compare::kFloatApprox),
     make<Shuffles>("shuffles", Input::kWords, Compare::kBits),
     make<Votes>("votes", Input::kWords, Compare::kBits),
     make<Reductions>("reductions", Input::kWords, Compare::kBits),

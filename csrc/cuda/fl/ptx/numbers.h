@@ -147,6 +147,13 @@ __device__ inline uint32_t mul_hi(uint32_t a, uint32_t b) { return __umulhi(a, b
 // c + sum of four products of signed bytes.
 __device__ inline int32_t dp4a(int32_t a, int32_t b, int32_t c) { return __dp4a(a, b, c); }
 
+// sin(pi x) and cos(pi x).
+__device__ inline Vec<double, 2> sin_cos_pi(double x) {
+  Vec<double, 2> y;
+  ::sincospi(x, &y.v[0], &y.v[1]);
+  return y;
+}
+
 // Approximations of the hardware: relative error about 2^-22 (tanh 2^-11), exact where IEEE has a special value.
 __device__ inline float ex2(float x) {
   float y;

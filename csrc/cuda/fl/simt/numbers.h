@@ -155,6 +155,11 @@ inline int32_t dp4a(int32_t a, int32_t b, int32_t c) {
   return static_cast<int32_t>(sum);
 }
 
+inline Vec<double, 2> sin_cos_pi(double x) {
+  const double angle = (x - 2.0 * std::rint(x / 2.0)) * 3.14159265358979323846;
+  return {{std::sin(angle), std::cos(angle)}};
+}
+
 // Rounded correctly, where the hardware has an error of some units in the last place.
 inline float ex2(float x) { return static_cast<float>(std::exp2(static_cast<double>(x))); }
 inline float lg2(float x) { return static_cast<float>(std::log2(static_cast<double>(x))); }
