@@ -15,6 +15,12 @@ REFERENCE = 4 * FLOAT32_EPSILON
 CPU = 128 * FLOAT32_EPSILON
 # The bf16 level multiplies activations rounded to bfloat16: 2^-9 relative for each product, of either sign.
 CPU_BF16_ACTIVATIONS = 2.0**-8
+# An error of a score multiplies a probability, so rounding grows with the size of the scores.
+CPU_ATTENTION = 8 * CPU
+# bf16 K/V on the bf16 level: q and the weights of V are rounded to bfloat16 too (2^-9 of each product).
+CPU_ATTENTION_BF16 = 2.0**-7
+# int8 K/V: q and the weights of V become 15-bit integers, in units of the largest of 32 dimensions or 256 tokens.
+CPU_ATTENTION_INT8 = 2.0**-10
 
 
 def assert_close(got, expected, *, relative, scale=None, what="result"):

@@ -5,6 +5,7 @@
 #include "core/cpu_info.h"
 #include "core/thread_pool.h"
 #include "cpu/cpu_backend.h"
+#include "cuda/emulated.h"
 #include "reference/reference_backend.h"
 
 namespace fastllm {
@@ -17,8 +18,10 @@ std::unique_ptr<Backend> make_backend(std::string_view device, int num_threads) 
   if (device == "reference") return make_reference_backend();
   if (device == "cpu" || device == "auto") return make_cpu_backend(threads, choose_isa(std::getenv("FASTLLM_CPU_ISA")));
   if (device.starts_with("cpu:")) return make_cpu_backend(threads, choose_isa(std::string(device.substr(4)).c_str()));
+  if (device == "cuda:emulated") return make_emulated_cuda_backend({});
   fail(ErrorKind::kDevice, "device \"", device,
-       "\" is not known; use \"auto\", \"cpu\", \"cpu:scalar|avx2|avx512|vnni|bf16\" or \"reference\"");
+       "\" is not known; use \"auto\", \"cpu\", \"cpu:scalar|avx2|avx512|vnni|bf16\", \"cuda:emulated\" or "
+       "\"reference\"");
 }
 
 }  // namespace fastllm

@@ -4,11 +4,13 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
+#include <cstring>
 #include <utility>
 
 #include "bindings/bindings.h"
@@ -76,6 +78,13 @@ SamplingParams params_from(const nb::dict& values) {
   return params;
 }
 
+// 4-byte words of a mask, little-endian as this machine; the rest of a last word is zeros.
+std::vector<uint32_t> mask_words(const nb::bytes& mask) {
+  std::vector<uint32_t> words((mask.size() + 3) / 4, 0);
+  if (mask.size() > 0) std::memcpy(words.data(), mask.c_str(), mask.size());
+  return words;
+}
+
 nb::object error_of(const RequestDelta& delta) {
   if (delta.finish_reason != FinishReason::kError) return nb::none();
   const char* cls = "InternalError";
@@ -127,6 +136,8 @@ nb::dict stats_of(const EngineStats& s) {
   out["num_prompt_tokens"] = s.num_prompt_tokens;
   out["num_generated_tokens"] = s.num_generated_tokens;
   out["num_nonfinite_rows"] = s.num_nonfinite_rows;
+  out["num_masks"] = s.num_masks;
+  out["num_late_masks"] = s.num_late_masks;
   out["charged_s"] = s.charged_s;
   out["aborted_s"] = s.aborted_s;
   out["kv_page_s"] = s.kv_page_s;
@@ -271,12 +282,44 @@ void bind_engine(nb::module_& m) {
       .def(
           "submit",
           [](Engine& self, std::vector<int64_t> prompt_token_ids, const nb::dict& params,
-             const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt) {
-            Submission submission{std::move(prompt_token_ids), params_from(params), priority, std::move(cache_salt)};
+             const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt, int64_t mask_key,
+             const std::optional<nb::bytes>& first_mask) {
+            Submission submission{std::move(prompt_token_ids), params_from(params), priority, std::move(cache_salt),
+                                  std::nullopt};
+            if (first_mask) submission.masks = MaskSource{mask_key, mask_words(*first_mask)};
             const GilRelease release;
             return self.submit(std::move(submission), channel);
           },
-          "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "")
+          "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "", "mask_key"_a = 0,
+          "first_mask"_a = nb::none())
+      .def(
+          "poll_mask_tasks",
+          [](Engine& self, double timeout_s) {
+            std::vector<MaskTask> tasks;
+            {
+              const GilRelease release;
+              tasks = self.poll_mask_tasks(timeout_s);
+            }
+            std::vector<std::tuple<int64_t, int64_t, int32_t, int32_t>> out;
+            for (const MaskTask& t : tasks) out.emplace_back(t.key, t.request_id, t.index, t.token);
+            return out;
+          },
+          "timeout_s"_a,
+          "Waits for (mask_key, request_id, index, token): the mask after this token is wanted. Token -1: the request "
+          "with this key has ended.")
+      .def(
+          "reply_masks",
+          [](Engine& self, const std::vector<std::tuple<int64_t, int32_t, std::optional<nb::bytes>, std::string>>& in) {
+            std::vector<MaskReply> replies;
+            for (const auto& [request_id, index, mask, error] : in) {
+              replies.push_back({request_id, index, mask ? mask_words(*mask) : std::vector<uint32_t>{}, error});
+            }
+            const GilRelease release;
+            self.reply_masks(std::move(replies));
+          },
+          "replies"_a,
+          "(request_id, index, mask, error): the mask, as bytes with the bit i % 8 of byte i // 8 set if token i is "
+          "allowed. None: the sequence ends, because the grammar is complete or with this error.")
       .def("abort", &Engine::abort, "request_id"_a, Release())
       .def("stats",
            [](const Engine& self) {

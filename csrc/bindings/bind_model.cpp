@@ -10,6 +10,7 @@
 #include "bindings/backends.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "core/checked.h"
 #include "core/checksum.h"
 #include "core/thread_pool.h"
 #include "cpu/probe.h"
@@ -84,7 +85,8 @@ void fill_vector(Model& model, const std::string& name, uintptr_t address, const
 }
 
 StepLimits limits_of(const EngineConfig& config) {
-  return {config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows};
+  return {config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows,
+          ceil_div(max_sequence_len(config), config.page_size)};
 }
 
 std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig config, const std::string& kv_dtype) {
@@ -92,7 +94,7 @@ std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig 
   config.vocab_size = model->spec.vocab_size;
   check(config);
   auto executor =
-      std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_float_dtype(kv_dtype));
+      std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
   return std::make_unique<Engine>(config, std::move(executor));
 }
 
@@ -172,13 +174,14 @@ void bind_model(nb::module_& m) {
       .def("weight_bytes", &Model::weight_bytes)
       .def(
           "step_bytes",
-          [](const Model& self, int64_t max_tokens, int64_t max_seqs, int64_t max_logit_rows) {
-            return self.step_bytes({max_tokens, max_seqs, max_logit_rows});
+          [](const Model& self, int64_t max_tokens, int64_t max_seqs, int64_t max_logit_rows,
+             int64_t max_pages_per_seq) {
+            return self.step_bytes({max_tokens, max_seqs, max_logit_rows, max_pages_per_seq});
           },
-          nb::kw_only(), "max_tokens"_a, "max_seqs"_a, "max_logit_rows"_a)
+          nb::kw_only(), "max_tokens"_a, "max_seqs"_a, "max_logit_rows"_a, "max_pages_per_seq"_a)
       .def(
           "kv_page_bytes",
-          [](const Model& self, const std::string& dtype) { return self.kv_page_bytes(parse_float_dtype(dtype)); },
+          [](const Model& self, const std::string& dtype) { return self.kv_page_bytes(parse_kv_dtype(dtype)); },
           "kv_dtype"_a)
       .def("allocate_weights", &Model::allocate_weights, Release())
       .def("fill_matrix", &fill_matrix, nb::kw_only(), "name"_a, "address"_a, "dtype"_a, "num_rows"_a, "num_cols"_a,

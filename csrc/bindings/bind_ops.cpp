@@ -14,8 +14,8 @@
 #include "bindings/backends.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/on_device.h"
 #include "bindings/ops_arrays.h"
-#include "core/buffer.h"
 #include "core/checked.h"
 #include "core/cpu_info.h"
 #include "ops/check.h"
@@ -33,13 +33,15 @@ class OpsBackend {
 
   [[nodiscard]] Backend& get() { return *backend_; }
 
-  // Runs f(backend) without the GIL, with scratch for `need`.
+  // Runs f(backend, arguments on its device) without the GIL, with scratch for `need`.
   template <class F>
   void run(const OpLimits& need, F&& f) {
     const GilRelease release;
     const std::lock_guard lock(mutex_);
     grow(need);
-    f(*backend_);
+    OnDevice on(*backend_);
+    f(*backend_, on);
+    on.finish();
   }
 
  private:
@@ -72,7 +74,7 @@ using Owner = std::shared_ptr<OpsBackend>;
 
 struct OpsWeight {
   Owner owner;
-  Buffer memory;
+  DeviceMemory memory;
   PackedWeight weight;
 
   OpsWeight(Owner backend, const InArray& a, const std::optional<std::string>& dtype) : owner(std::move(backend)) {
@@ -137,24 +139,24 @@ struct OpsWeight {
     weight.desc.num_experts = first == 1 ? static_cast<int64_t>(a.shape(0)) : 1;
   }
   void allocate() {
-    memory = Buffer(owner->get().packed_bytes(weight.desc), "PackedWeight");
+    memory = owner->get().allocate(owner->get().packed_bytes(weight.desc), "PackedWeight", Contents::kZero);
     weight.data = memory.data();
   }
 };
 
 struct OpsKvCache {
   Owner owner;
-  Buffer memory;
+  DeviceMemory memory;
   KvLayer layer;
 
   OpsKvCache(Owner backend, int64_t num_pages, int64_t num_kv_heads, int64_t head_dim, const std::string& dtype)
       : owner(std::move(backend)) {
-    layer.spec = {num_kv_heads, head_dim, parse_float_dtype(dtype)};
+    layer.spec = {num_kv_heads, head_dim, parse_kv_dtype(dtype)};
     check(layer.spec);
     if (num_pages < 0) fail(ErrorKind::kInvalidRequest, "KvCache: num_pages is ", num_pages, ", expected at least 0");
     layer.page_bytes = owner->get().kv_page_bytes(layer.spec);
     layer.num_pages = num_pages;
-    memory = Buffer(checked_mul(layer.page_bytes, num_pages, "KvCache"), "KvCache");
+    memory = owner->get().allocate(checked_mul(layer.page_bytes, num_pages, "KvCache"), "KvCache", Contents::kZero);
     layer.data = memory.data();
   }
 
@@ -162,7 +164,9 @@ struct OpsKvCache {
     if (page < 0 || page >= layer.num_pages) {
       fail(ErrorKind::kInvalidRequest, "KvCache: page ", page, " is not one of ", layer.num_pages);
     }
-    return nb::bytes(layer.data + page * layer.page_bytes, static_cast<std::size_t>(layer.page_bytes));
+    std::vector<std::byte> bytes(static_cast<std::size_t>(layer.page_bytes));
+    owner->get().download(bytes.data(), layer.data + page * layer.page_bytes, layer.page_bytes);
+    return nb::bytes(bytes.data(), bytes.size());
   }
 };
 
@@ -186,7 +190,12 @@ void embed(const Owner& self, const InArray& ids, const OpsWeight& table, const 
   const EmbedArgs args{tokens.data(), static_cast<int64_t>(tokens.size()), &table.weight, scale,
                        as_mat(out, "embed: out")};
   check(args);
-  self->run(token_limits(args.num_tokens, args.out.cols), [&](Backend& b) { b.embed(args); });
+  self->run(token_limits(args.num_tokens, args.out.cols), [&](Backend& b, OnDevice& on) {
+    EmbedArgs d = args;
+    d.ids = on.in(args.ids, args.num_tokens);
+    d.out = on.out(args.out);
+    b.embed(d);
+  });
 }
 
 void rms_norm(const Owner& self, const InArray& x, const InArray& weight, const OutArray& y,
@@ -207,7 +216,15 @@ void rms_norm(const Owner& self, const InArray& x, const InArray& weight, const 
     args.row_ids = rows.data();
   }
   check(args, static_cast<int64_t>(rows.size()));
-  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b) { b.rms_norm(args); });
+  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b, OnDevice& on) {
+    RmsNormArgs d = args;
+    d.x = on.in(args.x);
+    d.residual = on.inout(args.residual);
+    d.weight = on.in(args.weight, args.group);
+    d.row_ids = on.in(args.row_ids, static_cast<int64_t>(rows.size()));
+    d.y = on.out(args.y);
+    b.rms_norm(d);
+  });
 }
 
 void linear(const Owner& self, const InArray& x, const OpsWeight& weight, const OutArray& y,
@@ -216,7 +233,9 @@ void linear(const Owner& self, const InArray& x, const OpsWeight& weight, const 
   const LinearArgs args{as_mat(x, "linear: x"), &weight.weight, as_floats(bias, "linear: bias", weight.weight.desc.n),
                         as_mat(y, "linear: y")};
   check(args);
-  self->run(token_limits(args.x.rows, std::max(args.x.cols, args.y.cols)), [&](Backend& b) { b.linear(args); });
+  self->run(token_limits(args.x.rows, std::max(args.x.cols, args.y.cols)), [&](Backend& b, OnDevice& on) {
+    b.linear({on.in(args.x), args.weight, on.in(args.bias, args.weight->desc.n), on.out(args.y)});
+  });
 }
 
 void rope_table(const Owner& self, const InArray& positions, const InArray& inv_freq, const OutArray& cos,
@@ -232,7 +251,14 @@ void rope_table(const Owner& self, const InArray& positions, const InArray& inv_
   args.cos = as_floats(cos, "rope_table: cos", count);
   args.sin = as_floats(sin, "rope_table: sin", count);
   check(args);
-  self->run(token_limits(args.num_tokens), [&](Backend& b) { b.rope_table(args); });
+  self->run(token_limits(args.num_tokens), [&](Backend& b, OnDevice& on) {
+    RopeTableArgs d = args;
+    d.positions = on.in(args.positions, args.num_tokens);
+    d.inv_freq = on.in(args.inv_freq, args.num_freqs);
+    d.cos = on.out(args.cos, count);
+    d.sin = on.out(args.sin, count);
+    b.rope_table(d);
+  });
 }
 
 OpLimits attention_limits(const Mat& q, const KvLayer& kv, int64_t num_seqs) {
@@ -263,7 +289,16 @@ void rope_and_store(const Owner& self, const OutArray& q, const OutArray& k, con
          " entries, expected T = ", args.q.rows);
   }
   check(args, self->get().page_size());
-  self->run(attention_limits(args.q, args.kv, 0), [&](Backend& b) { b.rope_and_store(args); });
+  self->run(attention_limits(args.q, args.kv, 0), [&](Backend& b, OnDevice& on) {
+    RopeAndStoreArgs d = args;
+    d.q = on.inout(args.q);
+    d.k = on.inout(args.k);
+    d.v = on.in(args.v);
+    d.cos = on.in(args.cos, args.q.rows * args.num_freqs);
+    d.sin = on.in(args.sin, args.q.rows * args.num_freqs);
+    d.slots = on.in(args.slots, args.q.rows);
+    b.rope_and_store(d);
+  });
 }
 
 void paged_attention(const Owner& self, const InArray& q, const OpsKvCache& kv, const InArray& query_start,
@@ -308,14 +343,28 @@ void paged_attention(const Owner& self, const InArray& q, const OpsKvCache& kv, 
   step.positions = positions.data();
   args.step = &step;
   check(args, self->get().page_size());
-  self->run(attention_limits(args.q, args.kv, num_seqs), [&](Backend& b) { b.paged_attention(args); });
+  self->run(attention_limits(args.q, args.kv, num_seqs), [&](Backend& b, OnDevice& on) {
+    StepView device_step = step;
+    device_step.query_start = on.in(step.query_start, num_seqs + 1);
+    device_step.context_len = on.in(step.context_len, num_seqs);
+    device_step.block_table = on.in(step.block_table, num_seqs * step.max_pages);
+    device_step.positions = on.in(step.positions, step.num_tokens);
+    PagedAttentionArgs d = args;
+    d.step = &device_step;
+    d.q = on.in(args.q);
+    d.sinks = on.in(args.sinks, args.num_heads);
+    d.out = on.out(args.out);
+    b.paged_attention(d);
+  });
 }
 
 void gated_activation(const Owner& self, const InArray& gate_up, const ActivationSpec& activation, const OutArray& y) {
   const GatedActivationArgs args{as_mat(gate_up, "gated_activation: gate_up"), activation,
                                  as_mat(y, "gated_activation: y")};
   check(args);
-  self->run(token_limits(args.y.rows, args.gate_up.cols), [&](Backend& b) { b.gated_activation(args); });
+  self->run(token_limits(args.y.rows, args.gate_up.cols), [&](Backend& b, OnDevice& on) {
+    b.gated_activation({on.in(args.gate_up), args.activation, on.out(args.y)});
+  });
 }
 
 OpLimits moe_limits(int64_t num_tokens, int64_t num_features, int64_t num_experts, int64_t top_k,
@@ -343,7 +392,13 @@ void moe_route(const Owner& self, const InArray& logits, int64_t top_k, RouteSco
          " entries, expected T * k = ", args.logits.rows * top_k);
   }
   check(args);
-  self->run(moe_limits(args.logits.rows, 0, args.logits.cols, top_k, 0), [&](Backend& b) { b.moe_route(args); });
+  self->run(moe_limits(args.logits.rows, 0, args.logits.cols, top_k, 0), [&](Backend& b, OnDevice& on) {
+    MoeRouteArgs d = args;
+    d.logits = on.in(args.logits);
+    d.experts = on.out(args.experts, args.logits.rows * top_k);
+    d.weights = on.out(args.weights, args.logits.rows * top_k);
+    b.moe_route(d);
+  });
 }
 
 void moe_ffn(const Owner& self, const InArray& x, const InArray& experts, const InArray& weights,
@@ -369,19 +424,31 @@ void moe_ffn(const Owner& self, const InArray& x, const InArray& experts, const 
   args.y = as_mat(y, "moe_ffn: y");
   check(args);
   self->run(moe_limits(args.x.rows, std::max(desc.n, desc.k), desc.num_experts, args.top_k, desc.n / 2),
-            [&](Backend& b) { b.moe_ffn(args); });
+            [&](Backend& b, OnDevice& on) {
+              const int64_t pairs = args.x.rows * args.top_k;
+              MoeFfnArgs d = args;
+              d.x = on.in(args.x);
+              d.experts = on.in(args.experts, pairs);
+              d.weights = on.in(args.weights, pairs);
+              d.gate_up_bias = on.in(args.gate_up_bias, desc.num_experts * desc.n);
+              d.down_bias = on.in(args.down_bias, desc.num_experts * down.weight.desc.n);
+              d.y = on.out(args.y);
+              b.moe_ffn(d);
+            });
 }
 
 void add(const Owner& self, const OutArray& residual, const InArray& x, const std::optional<InArray>& gate) {
   const AddArgs args{as_mat(residual, "add: residual"), as_mat(x, "add: x"), as_mat(gate, "add: gate")};
   check(args);
-  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b) { b.add(args); });
+  self->run(token_limits(args.x.rows, args.x.cols),
+            [&](Backend& b, OnDevice& on) { b.add({on.inout(args.residual), on.in(args.x), on.in(args.gate)}); });
 }
 
 void softcap(const Owner& self, const OutArray& x, float cap) {
   const SoftcapArgs args{as_mat(x, "softcap: x"), cap};
   check(args);
-  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b) { b.softcap(args); });
+  self->run(token_limits(args.x.rows, args.x.cols),
+            [&](Backend& b, OnDevice& on) { b.softcap({on.inout(args.x), args.cap}); });
 }
 
 void copy_pages(const Owner& self, const OpsKvCache& kv, const InArray& from, const InArray& to) {
@@ -390,7 +457,7 @@ void copy_pages(const Owner& self, const OpsKvCache& kv, const InArray& from, co
   const auto targets = as_integers<int32_t>(to, "copy_pages: to");
   const CopyPagesArgs args{kv.layer, sources, targets};
   check(args);
-  self->run({}, [&](Backend& b) { b.copy_pages(args); });
+  self->run({}, [&](Backend& b, OnDevice&) { b.copy_pages(args); });
 }
 
 // A SampleRow that owns what the row points to.
@@ -399,6 +466,7 @@ struct OpsSampleRow {
   std::vector<TokenCount> counts;
   std::vector<LogitBias> bias;
   std::vector<int32_t> allowed;
+  std::vector<uint32_t> mask;
   std::vector<int32_t> top_tokens;
   std::vector<float> top_logprobs;
 };
@@ -419,6 +487,7 @@ nb::list sample(const Owner& self, const OutArray& logits, const std::vector<Ops
     p.row.counts = p.counts;
     p.row.bias = p.bias;
     p.row.allowed = p.allowed;
+    p.row.mask = p.mask;
     p.row.top_tokens = p.top_tokens.data();
     p.row.top_logprobs = p.top_logprobs.data();
     rows.push_back(p.row);
@@ -429,7 +498,14 @@ nb::list sample(const Owner& self, const OutArray& logits, const std::vector<Ops
   OpLimits limits;
   limits.max_logit_rows = mat.rows;
   limits.vocab_size = mat.cols;
-  if (mat.rows > 0) self->run(limits, [&](Backend& b) { b.sample(args); });
+  if (mat.rows > 0)
+    self->run(limits, [&](Backend& b, OnDevice& on) {
+      SampleArgs d = args;
+      const Mat on_device = on.in(mat);
+      d.logits = static_cast<float*>(on_device.data);
+      d.stride = on_device.stride;
+      b.sample(d);
+    });
   nb::list out;
   for (std::size_t r = 0; r < results.size(); ++r) {
     const SampleResult& x = results[r];
@@ -477,8 +553,8 @@ void bind_ops(nb::module_& m) {
           [](OpsSampleRow* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
              float frequency_penalty, float presence_penalty, uint64_t seed, uint64_t sequence, uint64_t position,
              const std::vector<std::tuple<int32_t, int32_t, bool>>& counts,
-             const std::vector<std::pair<int32_t, float>>& bias, std::vector<int32_t> allowed, bool wants_logprob,
-             int32_t num_top, int32_t forced_token) {
+             const std::vector<std::pair<int32_t, float>>& bias, std::vector<int32_t> allowed,
+             std::vector<uint32_t> mask, bool wants_logprob, int32_t num_top, int32_t forced_token) {
             new (self) OpsSampleRow{};
             self->row = {temperature,
                          top_k,
@@ -493,6 +569,7 @@ void bind_ops(nb::module_& m) {
                          {},
                          {},
                          {},
+                         {},
                          wants_logprob,
                          num_top,
                          nullptr,
@@ -502,10 +579,11 @@ void bind_ops(nb::module_& m) {
               self->counts.push_back({token, in_output, in_prompt});
             for (const auto& [token, value] : bias) self->bias.push_back({token, value});
             self->allowed = std::move(allowed);
+            self->mask = std::move(mask);
           },
           nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a,
           "frequency_penalty"_a, "presence_penalty"_a, "seed"_a, "sequence"_a, "position"_a, "counts"_a, "bias"_a,
-          "allowed"_a, "wants_logprob"_a, "num_top"_a, "forced_token"_a);
+          "allowed"_a, "mask"_a, "wants_logprob"_a, "num_top"_a, "forced_token"_a);
 
   nb::class_<OpsBackend>(m, "OpsBackend")
       .def(nb::init<const std::string&, int>(), "device"_a, "num_threads"_a = 0)

@@ -10,7 +10,7 @@
 
 namespace fastllm {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kI32, kI64, kU8 };
+enum class DType : uint8_t { kF32, kBF16, kF16, kI32, kI64, kU8, kI8 };
 
 constexpr int64_t size_of(DType t) {
   switch (t) {
@@ -25,6 +25,7 @@ constexpr int64_t size_of(DType t) {
     case DType::kI64:
       return 8;
     case DType::kU8:
+    case DType::kI8:
       return 1;
   }
   return 0;
@@ -44,12 +45,16 @@ constexpr const char* name_of(DType t) {
       return "int64";
     case DType::kU8:
       return "uint8";
+    case DType::kI8:
+      return "int8";
   }
   return "?";
 }
 
 // Parses "float32", "bfloat16", "float16"; throws kInvalidRequest naming what is known.
 DType parse_float_dtype(std::string_view name);
+// Those and "int8".
+DType parse_kv_dtype(std::string_view name);
 
 // Storage-only half types. Arithmetic is always done in float.
 struct bf16 {
@@ -110,6 +115,7 @@ decltype(auto) with_float_dtype(DType t, F&& f) {
     case DType::kI32:
     case DType::kI64:
     case DType::kU8:
+    case DType::kI8:
       break;
   }
   fail(ErrorKind::kInternal, "with_float_dtype: ", name_of(t), " is not a float type");

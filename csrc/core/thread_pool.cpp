@@ -7,6 +7,7 @@
 // to the caller, who acquires it when the count is 0.
 #include "core/thread_pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -100,6 +101,7 @@ struct ThreadPool::Impl {
   }
 
   void worker_loop(int thread_idx) {
+    pthread_setname_np(pthread_self(), "fastllm-worker");
     uint64_t seen = 0;
     while (true) {
       wait_for_job(seen);

@@ -9,13 +9,11 @@
 // Order: q . k by ascending dimension; l as 16 lanes (token mod 16) and the fixed tree; o by ascending token; one fused
 // multiply-add each. All of it depends on the row and the absolute position alone. Tokens that a row does not see are
 // skipped or selected away, never multiplied by 0: what lies there may be anything.
-#include "cpu/simd_math.h"
+#include "cpu/attention_dots.h"
+#include "cpu/attention_tile.h"
 
 namespace fastllm::cpu::FASTLLM_ISA {
 namespace {
-
-FASTLLM_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
-FASTLLM_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The first step alone of a pair block.
 template <class E>
@@ -26,13 +24,8 @@ FASTLLM_INLINE Vec load_step(const std::byte* p, bool is_second) {
 }
 
 template <class E>
-struct Tile {
+struct FmaTile : TileBase {
   static constexpr int64_t kPairBytes = pair_block_bytes(E::kElem);
-
-  const AttentionTileJob& job;
-  int64_t padded_dim = (job.head_dim + kLanes - 1) / kLanes * kLanes;
-
-  [[nodiscard]] FASTLLM_INLINE const std::byte* page(int64_t i) const { return job.kv + job.pages[i] * job.page_bytes; }
 
   template <int kRows, int kPages>
   FASTLLM_INLINE void score(int64_t row, int64_t first_page) const {
@@ -64,9 +57,7 @@ struct Tile {
     }
     for (int i = 0; i < kRows; ++i) {
       for (int j = 0; j < kPages; ++j) {
-        Vec s = mul(acc[i][j], set1(job.scale));
-        if (job.softcap > 0.0f) s = mul(set1(job.softcap), tanh(div(s, set1(job.softcap))));
-        store(job.scores + (row + i) * kTileTokens + (first_page + j) * kPageTokens, s);
+        put_score(row + i, first_page + j, acc[i][j]);
       }
     }
   }
@@ -82,25 +73,16 @@ struct Tile {
   // whose scores are all -infinity. A NaN among the scores ends in l, whatever the maximum made of it.
   void normalize(int64_t row) const {
     float* s = job.scores + row * kTileTokens;
-    const int64_t begin = job.begin[row];
-    const int64_t end = job.end[row];
-    const int64_t first = begin / kLanes;
-    const int64_t last = begin < end ? (end + kLanes - 1) / kLanes : first;
-    Vec top = set1(-kInfinity);
-    for (int64_t j = first; j < last; ++j) {
-      const Mask is_seen = lanes(begin - j * kLanes, end - j * kLanes);
-      top = max(top, select(is_seen, load(s + j * kLanes), set1(-kInfinity)));
-    }
-    const float m = reduce_max(top);
+    const Seen seen = seen_by(row);
+    const float m = row_max(s, seen);
     job.out.m[row] = m;
     const Vec offset = set1(m == -kInfinity ? 0.0f : m);
     Vec sum = zero();
-    for (int64_t j = first; j < last; ++j) {
-      const Mask is_seen = lanes(begin - j * kLanes, end - j * kLanes);
-      const Vec p = select(is_seen, exp(sub(load(s + j * kLanes), offset)), zero());
+    for_seen(seen, [&](int64_t j, auto mask) __attribute__((always_inline)) {
+      const Vec p = select(mask, exp_negative(sub(load(s + j * kLanes), offset)), zero());
       store(s + j * kLanes, p);
       sum = add(sum, p);
-    }
+    });
     job.out.l[row] = reduce_add(sum);
   }
 
@@ -178,10 +160,12 @@ struct Tile {
   }
 };
 
-// Rows in blocks of 8, 4, 2, 1 (fewer where registers are few), pages and dimensions to fill the accumulators.
-template <class E>
-void run_tile(const AttentionTileJob& job) {
-  const Tile<E> tile{job};
+// The pages that any row sees, [begin, end).
+struct PageRange {
+  int64_t begin;
+  int64_t end;
+};
+PageRange pages_seen(const AttentionTileJob& job) {
   int64_t begin = kTileTokens;
   int64_t end = 0;
   for (int64_t i = 0; i < job.num_rows; ++i) {
@@ -189,10 +173,16 @@ void run_tile(const AttentionTileJob& job) {
     begin = at_most(begin, job.begin[i]);
     end = at_least(end, job.end[i]);
   }
-  const int64_t page_begin = begin / kPageTokens;
-  const int64_t page_end = (end + kPageTokens - 1) / kPageTokens;
+  return {begin / kPageTokens, (end + kPageTokens - 1) / kPageTokens};
+}
 
-  constexpr bool kIsWide = kMaxAccumulators >= 16;
+constexpr bool kIsWide = kMaxAccumulators >= 16;
+
+// Rows in blocks of 8, 4, 2, 1 (fewer where registers are few), pages and dimensions to fill the accumulators.
+template <class E>
+void run_fma_tile(const AttentionTileJob& job) {
+  const FmaTile<E> tile{{job}};
+  const auto [page_begin, page_end] = pages_seen(job);
   int64_t row = 0;
   if constexpr (kIsWide) {
     for (; row + 8 <= job.num_rows; row += 8) tile.template score_pages<8, 2>(row, page_begin, page_end);
@@ -211,6 +201,28 @@ void run_tile(const AttentionTileJob& job) {
   for (; row + 4 <= job.num_rows; row += 4) tile.template weigh_rows<4, kIsWide ? 4 : 1>(row);
   for (; row + 2 <= job.num_rows; row += 2) tile.template weigh_rows<2, kIsWide ? 8 : 2>(row);
   for (; row < job.num_rows; ++row) tile.template weigh_rows<1, kIsWide ? 8 : 4>(row);
+}
+
+template <class F>
+void run_dot_tile(const AttentionTileJob& job) {
+  float p_scale[kAttentionRows];
+  const DotTile<F> tile{{job}, p_scale};
+  const auto [page_begin, page_end] = pages_seen(job);
+  int64_t row = 0;
+  if constexpr (kIsWide) {
+    for (; row + 8 <= job.num_rows; row += 8) tile.template score_pages<8, 2>(row, page_begin, page_end);
+  }
+  for (; row + 4 <= job.num_rows; row += 4) tile.template score_pages<4, kIsWide ? 4 : 1>(row, page_begin, page_end);
+  for (; row + 2 <= job.num_rows; row += 2) tile.template score_pages<2, kIsWide ? 4 : 2>(row, page_begin, page_end);
+  for (; row < job.num_rows; ++row) tile.template score_pages<1, 4>(row, page_begin, page_end);
+
+  for (int64_t i = 0; i < job.num_rows; ++i) tile.normalize(i, page_begin, page_end);
+
+  for (int64_t i = 0; i < job.num_rows * tile.padded_dim; i += kLanes) store(job.out.o + i, zero());
+  row = 0;
+  for (; row + 4 <= job.num_rows; row += 4) tile.template weigh_rows<4, kIsWide ? 4 : 1>(row, page_begin, page_end);
+  for (; row + 2 <= job.num_rows; row += 2) tile.template weigh_rows<2, kIsWide ? 8 : 2>(row, page_begin, page_end);
+  for (; row < job.num_rows; ++row) tile.template weigh_rows<1, kIsWide ? 8 : 4>(row, page_begin, page_end);
 }
 
 // into = into + tile, both scaled to the larger maximum.
@@ -255,6 +267,18 @@ void finish(const AttentionState& state, const float* const* sinks, float* const
 }  // namespace
 
 extern const AttentionKernels kAttentionKernels;
-constinit const AttentionKernels kAttentionKernels = {{run_tile<F32>, run_tile<BF16>, run_tile<F16>}, merge, finish};
+#if defined(__AVX512BF16__)
+constexpr auto kPackBf16 = pack_q_dots<DotBf16>;
+constexpr auto kBf16Tile = run_dot_tile<DotBf16>;
+#else
+constexpr void (*kPackBf16)(const AttentionTileJob&) = nullptr;
+constexpr auto kBf16Tile = run_fma_tile<BF16>;
+#endif
+constinit const AttentionKernels kAttentionKernels = {
+    {nullptr, kPackBf16, nullptr, pack_q_dots<DotInt8>},
+    {run_fma_tile<F32>, kBf16Tile, run_fma_tile<F16>, run_dot_tile<DotInt8>},
+    merge,
+    finish,
+};
 
 }  // namespace fastllm::cpu::FASTLLM_ISA

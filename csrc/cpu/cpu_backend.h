@@ -9,7 +9,7 @@
 #include "core/cpu_info.h"
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
-#include "ops/ops.h"
+#include "ops/host_backend.h"
 #include "ops/sampling_algorithm.h"
 
 namespace fastllm {
@@ -32,7 +32,9 @@ struct RowGroup {
 struct Scratch {
   struct PerThread {
     float* q = nullptr;
+    std::byte* packed_q = nullptr;
     float* scores = nullptr;
+    int16_t* weights = nullptr;
     AttentionState sum;
     AttentionState tile;
     int32_t* begin = nullptr;
@@ -53,14 +55,16 @@ struct Scratch {
   RowGroup* groups = nullptr;
   int64_t max_groups = 0;
 
-  int64_t* item_start = nullptr;  // [S + 1] attention items before each sequence
+  int32_t* seq_order = nullptr;   // [S] attention: sequences, those that share a prefix side by side
+  int32_t* run_start = nullptr;   // [S + 1] where each run of them begins
+  int64_t* item_start = nullptr;  // [S + 1] items before each run
   int64_t max_seqs = 0;
   std::vector<PerThread> threads;
 
   static Scratch take(Arena& arena, const OpLimits& limits, int num_threads);
 };
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public HostBackend {
  public:
   CpuBackend(int num_threads, CpuIsa isa);
 
@@ -109,9 +113,8 @@ class CpuBackend final : public Backend {
   Scratch scratch_;
 };
 
-// Element type of a weight or KV format.
+// Element type of a weight format.
 Elem elem_of(WeightFormat format);
-Elem elem_of(DType dtype);
 
 // Sizes of a packed matrix: panels of 32 rows, then the zeros of integer weights (kernels.h).
 struct PanelLayout {
@@ -124,11 +127,13 @@ struct PanelLayout {
   int64_t expert_bytes = 0;
 };
 
-// Sizes within a KV page: per kv head the K part, then the V part.
+// Offsets and sizes within a KV page: per kv head K, then V, each followed by its scales if it is int8.
 struct PageLayout {
   explicit PageLayout(const KvSpec& spec);
-  Elem elem;
-  int64_t k_bytes;
+  KvElem elem;
+  int64_t k_scales;  // from the K of the same head, as are v and v_scales
+  int64_t v;
+  int64_t v_scales;
   int64_t head_bytes;
   int64_t page_bytes;
 };

@@ -1,4 +1,4 @@
-// Norms, rotations, gates and sums: rows are shared out between the threads, each row is one kernel call.
+// Norms, rotary tables, gates and sums: rows are shared out between the threads, each row is one kernel call.
 #include <cmath>
 
 #include "core/checked.h"
@@ -38,31 +38,6 @@ void CpuBackend::rope_table(const RopeTableArgs& args) {
       args.cos[i] = static_cast<float>(std::cos(angle)) * args.scale;
       args.sin[i] = static_cast<float>(std::sin(angle)) * args.scale;
     }
-  });
-}
-
-void CpuBackend::rope_and_store(const RopeAndStoreArgs& args) {
-  const int64_t head_dim = args.kv.spec.head_dim;
-  const PageLayout layout(args.kv.spec);
-  const ElementwiseKernels& kernels = *kernels_.elementwise;
-  const auto do_token = [&](int64_t t) {
-    const float* cos = args.cos + t * args.num_freqs;
-    const float* sin = args.sin + t * args.num_freqs;
-    float* q = args.q.row<float>(t);
-    for (int64_t d = 0; d < args.q.cols; d += head_dim) kernels.rotate(q + d, cos, sin, args.num_freqs);
-    std::byte* page = args.kv.data + args.slots[t] / kPageTokens * args.kv.page_bytes;
-    for (int64_t g = 0; g < args.kv.spec.num_kv_heads; ++g) {
-      float* k = args.k.row<float>(t) + g * head_dim;
-      const float* v = args.v.row<float>(t) + g * head_dim;
-      kernels.rotate(k, cos, sin, args.num_freqs);
-      std::byte* head = page + g * layout.head_bytes;
-      kernels.store_kv[static_cast<int>(layout.elem)]({head, head + layout.k_bytes, args.slots[t] % kPageTokens}, k, v,
-                                                      head_dim);
-    }
-  };
-  // A page's worth of consecutive tokens per task: two threads rarely write the same line of a page.
-  pool_.parallel_for(args.q.rows, kPageTokens, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) do_token(t);
   });
 }
 

@@ -1,6 +1,7 @@
 // Everything that touches each number once: norms, rotations and the writing of K/V, gates, sums, soft caps. One row
 // per call. The only reduction is the sum of squares: 16 lanes (index mod 16), then the fixed tree.
 #include "cpu/simd_math.h"
+#include "cpu/simd_pairs.h"
 
 namespace fastllm::cpu::FASTLLM_ISA {
 namespace {
@@ -81,6 +82,58 @@ void store_kv(const KvSlot& slot, const float* k, const float* v, int64_t head_d
   });
 }
 
+// The scale of n numbers, as KvSpec defines it, in both forms.
+struct Scale {
+  float value;
+  uint16_t bits;
+};
+FASTLLM_INLINE Scale scale_of(const float* x, int64_t n) {
+  Vec largest = zero();
+  Vec poison = zero();  // NaN as soon as a number is not finite
+  for_lanes(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    const Vec v = load_n(x + i, count);
+    largest = max(largest, max(v, sub(zero(), v)));
+    poison = fma(v, zero(), poison);
+  });
+  uint16_t bits[kLanes];
+  store_bf16(bits, set1(reduce_max(largest) / 127.0f + reduce_add(poison)));
+  return {__builtin_bit_cast(float, static_cast<uint32_t>(bits[0]) << 16), bits[0]};
+}
+
+// Codes of up to 16 numbers. Not above 0: the scale is 0 or NaN, and so is every code.
+FASTLLM_INLINE void quantize(const float* x, int64_t n, float scale, int16_t* codes) {
+  const Vec limit = set1(127.0f);
+  const Vec code = min(limit, max(sub(zero(), limit), div(load_n(x, n), set1(scale))));
+  store_i16(codes, scale > 0.0f ? code : zero());
+}
+
+// As store_kv, in signed bytes.
+void store_kv_int8(const KvSlot& slot, const float* k, const float* v, int64_t head_dim) {
+  constexpr int64_t kBlock = 2 * kLanes;
+  const int64_t num_blocks = (head_dim + kLanes - 1) / kLanes;
+  int8_t* k_part = reinterpret_cast<int8_t*>(slot.k);
+  int8_t* v_part = reinterpret_cast<int8_t*>(slot.v) + slot.token / 2 * num_blocks * kBlock;
+  const auto put_scale = [&](std::byte* scales, uint16_t bits) __attribute__((always_inline)) {
+    __builtin_memcpy(scales + slot.token * 2, &bits, sizeof(bits));
+  };
+  const Scale v_scale = scale_of(v, head_dim);
+  put_scale(slot.v_scales, v_scale.bits);
+  Scale k_scale{};
+  for_lanes(head_dim, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
+    if (d % kScaleDims == 0) {
+      k_scale = scale_of(k + d, head_dim - d < kScaleDims ? head_dim - d : kScaleDims);
+      put_scale(slot.k_scales + d / kScaleDims * kScaleBytes, k_scale.bits);
+    }
+    int16_t k_codes[kLanes], v_codes[kLanes];
+    quantize(k + d, n, k_scale.value, k_codes);
+    quantize(v + d, n, v_scale.value, v_codes);
+    for (int64_t i = 0; i < n; ++i) {
+      k_part[(d + i) / 2 * kBlock + 2 * slot.token + (d + i) % 2] = static_cast<int8_t>(k_codes[i]);
+      v_part[d / kLanes * kBlock + 2 * i + slot.token % 2] = static_cast<int8_t>(v_codes[i]);
+    }
+  });
+}
+
 void gated(const GatedRow& row) {
   const Vec one = set1(1.0f);
   const Vec alpha = set1(row.alpha);
@@ -132,7 +185,7 @@ void softcap(float* x, float cap, int64_t size) {
 
 extern const ElementwiseKernels kElementwiseKernels;
 constinit const ElementwiseKernels kElementwiseKernels = {
-    rms_norm, rotate, {store_kv<F32>, store_kv<BF16>, store_kv<F16>}, gated, add_rows, add_gated, softcap,
+    rms_norm, rotate, {store_kv<F32>, store_kv<BF16>, store_kv<F16>, store_kv_int8}, gated, add_rows, add_gated, softcap,
 };
 
 }  // namespace fastllm::cpu::FASTLLM_ISA

@@ -6,7 +6,7 @@
 // function for a processor that lacks AVX-512. Hence no core/dtype.h here.
 //
 // "Pair block": the unit of every matrix layout here. Two consecutive steps of a reduction (k, k + 1) times 16 lanes:
-//   bf16: lane 0 step 0, lane 0 step 1, lane 1 step 0, ...   (the operand of a bf16 dot product)
+//   bf16, int8: lane 0 step 0, lane 0 step 1, lane 1 step 0, ...   (the operand of a dot product; int8 once widened)
 //   f16, f32: 16 lanes of step 0, then 16 lanes of step 1
 #pragma once
 
@@ -19,6 +19,10 @@ enum class Elem : uint8_t { kF32, kBF16, kF16 };
 constexpr int kNumElems = 3;
 constexpr int64_t size_of_elem(Elem e) { return e == Elem::kF32 ? 4 : 2; }
 
+enum class KvElem : uint8_t { kF32, kBF16, kF16, kI8 };
+constexpr int kNumKvElems = 4;
+constexpr int64_t size_of_elem(KvElem e) { return e == KvElem::kF32 ? 4 : e == KvElem::kI8 ? 1 : 2; }
+
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPanelRows = 32;  // output rows of W in a panel: two pair blocks side by side
 constexpr int64_t kGroupRows = 96;  // rows of activations that one task multiplies: with 8 panels it fits a 1 MB L2
@@ -27,7 +31,12 @@ constexpr int64_t kTileTokens = 256;  // attention tile, at absolute positions
 constexpr int64_t kTilePages = kTileTokens / kPageTokens;
 constexpr int64_t kAttentionRows = 32;  // (query token, head) rows of one attention item
 
+constexpr int64_t kPackedQBytes = 4;    // per number of q: what pack_q() leaves never needs more
+constexpr int64_t kScaleDims = 32;      // dimensions of K that share a scale in an int8 page
+constexpr int64_t kScaleBytes = 2 * kLanes;  // bf16 scales of the 16 tokens of a page
+
 constexpr int64_t pair_block_bytes(Elem e) { return 2 * kLanes * size_of_elem(e); }
+constexpr int64_t pair_block_bytes(KvElem e) { return 2 * kLanes * size_of_elem(e); }
 
 // How integer weights lie in their panels, and how activations meet them (ops/weights.h defines the modes).
 //
@@ -92,23 +101,29 @@ struct AttentionState {
 };
 
 struct AttentionTileJob {
-  const float* q = nullptr;  // [num_rows, head_dim]
+  const float* q = nullptr;       // [num_rows, head_dim]
+  std::byte* packed_q = nullptr;  // the same as pack_q() leaves it, kPackedQBytes * padded head_dim bytes a row
   int64_t num_rows = 0;
   int64_t head_dim = 0;
   const std::byte* kv = nullptr;  // page 0, at the K part of the kv head
   int64_t page_bytes = 0;
+  int64_t k_scale_offset = 0;      // from the K part, int8 only: [head_dim / 32][16 tokens]
   int64_t v_offset = 0;            // from the K part to the V part
+  int64_t v_scale_offset = 0;      // from the K part, int8 only: [16 tokens]
   const int32_t* pages = nullptr;  // ids of the tile's pages
   const int32_t* begin = nullptr;  // [num_rows] the row sees tokens [begin, end) of the tile
   const int32_t* end = nullptr;
   float scale = 1.0f;
   float softcap = 0.0f;
-  float* scores = nullptr;  // [num_rows, kTileTokens] scratch
+  float* scores = nullptr;      // [num_rows, kTileTokens] scratch
+  int16_t* weights = nullptr;  // [num_rows, kTileTokens] scratch: the weights of V as 16-bit factors
   AttentionState out;
 };
 
 struct AttentionKernels {
-  void (*tile[kNumElems])(const AttentionTileJob& job);
+  // Once before the tiles of the same rows; nullptr where tiles read q itself.
+  void (*pack_q[kNumKvElems])(const AttentionTileJob& job);
+  void (*tile[kNumKvElems])(const AttentionTileJob& job);
   void (*merge)(const AttentionState& into, const AttentionState& tile, int64_t num_rows, int64_t head_dim);
   // out[i] = o / l, sinks[i] joining the sum if sinks is not nullptr.
   void (*finish)(const AttentionState& state, const float* const* sinks, float* const* out, int64_t num_rows,
@@ -130,6 +145,8 @@ struct NormRow {
 struct KvSlot {
   std::byte* k = nullptr;  // K part of the page and kv head
   std::byte* v = nullptr;
+  std::byte* k_scales = nullptr;  // int8 only
+  std::byte* v_scales = nullptr;
   int64_t token = 0;  // in the page
 };
 
@@ -147,7 +164,7 @@ struct GatedRow {
 struct ElementwiseKernels {
   void (*rms_norm)(const NormRow& row);
   void (*rotate)(float* head, const float* cos, const float* sin, int64_t num_freqs);
-  void (*store_kv[kNumElems])(const KvSlot& slot, const float* k, const float* v, int64_t head_dim);
+  void (*store_kv[kNumKvElems])(const KvSlot& slot, const float* k, const float* v, int64_t head_dim);
   void (*gated)(const GatedRow& row);
   void (*add)(float* residual, const float* x, int64_t size);
   void (*add_gated)(float* residual, const float* x, float gate, int64_t size);  // += x * sigmoid(gate)

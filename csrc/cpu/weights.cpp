@@ -1,4 +1,4 @@
-// Where bytes lie: panels of weights, pages of K/V, and the embedding read back from its panels.
+// Where bytes lie: panels of weights, and the embedding read back from its panels.
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -24,8 +24,6 @@ Elem elem_of(WeightFormat format) {
   fail(ErrorKind::kInternal, "cpu: unknown weight format");
 }
 
-Elem elem_of(DType dtype) { return elem_of(format_of(dtype)); }
-
 PanelLayout::PanelLayout(const WeightDesc& desc) : num_panels(ceil_div(desc.n, kPanelRows)) {
   if (is_integer(desc.format)) {
     const bool has_row_scales = desc.group == 0;
@@ -48,13 +46,6 @@ PanelLayout::PanelLayout(const WeightDesc& desc) : num_panels(ceil_div(desc.n, k
   const int64_t zeros_bytes = has_zeros ? checked_mul(num_panels, desc.groups() * kPanelRows, "weight") : 0;
   expert_bytes = checked_add(zeros_offset, round_up(zeros_bytes, 64), "weight");
 }
-
-PageLayout::PageLayout(const KvSpec& spec)
-    : elem(elem_of(spec.dtype)),
-      k_bytes(ceil_div(spec.head_dim, 2) * pair_block_bytes(elem)),
-      head_bytes(checked_add(
-          k_bytes, checked_mul(kPageTokens / 2 * ceil_div(spec.head_dim, kLanes), pair_block_bytes(elem), "KV page"))),
-      page_bytes(checked_mul(spec.num_kv_heads, head_bytes, "KV page")) {}
 
 namespace {
 
@@ -142,7 +133,6 @@ void CpuBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
   });
 }
 
-int64_t CpuBackend::kv_page_bytes(const KvSpec& spec) const { return PageLayout(spec).page_bytes; }
 
 void CpuBackend::embed(const EmbedArgs& args) {
   const PanelLayout layout(args.table->desc);
@@ -173,15 +163,6 @@ void CpuBackend::embed(const EmbedArgs& args) {
       return gather(fastllm::bf16{});
     case Elem::kF16:
       return gather(fastllm::f16{});
-  }
-}
-
-void CpuBackend::copy_pages(const CopyPagesArgs& args) {
-  // In order, on one thread: a page may be both a source and a later destination.
-  for (std::size_t i = 0; i < args.from.size(); ++i) {
-    if (args.from[i] == args.to[i]) continue;
-    std::memcpy(args.kv.data + args.to[i] * args.kv.page_bytes, args.kv.data + args.from[i] * args.kv.page_bytes,
-                static_cast<std::size_t>(args.kv.page_bytes));
   }
 }
 

@@ -37,7 +37,8 @@ EngineCore::EngineCore(const EngineConfig& config, std::unique_ptr<Executor> exe
       executor_(std::move(executor)),
       cache_(config.num_pages, config.page_size, config.enable_prefix_caching, PrefixIndex::random_key()),
       scheduler_(config_, cache_),
-      builder_(config_) {
+      builder_(config_),
+      masks_(std::make_shared<MaskExchange>(config.vocab_size)) {
   step_items_.reserve(static_cast<std::size_t>(config.max_num_seqs));
 }
 
@@ -50,6 +51,7 @@ void EngineCore::add(std::unique_ptr<Request> request) {
   } catch (...) {
     const Cause cause = current_exception_cause();
     for (const std::unique_ptr<Sequence>& s : r.sequences) send_last(*s, error_delta(*s, cause));
+    if (r.masks) masks_->tell_end(r.masks->key);
     flush();
     return;
   }
@@ -77,19 +79,22 @@ void EngineCore::abort_request(Request& request) {
 
 bool EngineCore::step() {
   abort_abandoned();
-  if (!scheduler_.has_work()) return false;
-  run_step();
+  receive_masks();
+  end_by_grammar();
+  const bool has_run = scheduler_.has_work() && run_step();
   erase_finished_requests();
   flush();
-  stats_.hand_over_s += monotonic_s() - charged_until_s_;
-  if (!scheduler_.has_work()) charged_until_s_ = 0.0;
-  return true;
+  if (has_run) stats_.hand_over_s += monotonic_s() - charged_until_s_;
+  if (!has_run || !scheduler_.has_work()) charged_until_s_ = 0.0;
+  return has_run;
 }
 
-void EngineCore::run_step() {
+bool EngineCore::run_step() {
   const double begin = monotonic_s();
   double charged_until = charged_until_s_ > 0.0 ? charged_until_s_ : begin;
   const StepPlan& plan = scheduler_.schedule();
+  is_blocked_ = plan.items.empty();
+  if (is_blocked_) return false;
   step_items_.assign(plan.items.begin(), plan.items.end());
   ++stats_.num_steps;
   try {
@@ -98,6 +103,7 @@ void EngineCore::run_step() {
     step_ = &step;
     const double forward_begin = monotonic_s();
     step.sample_begin_s = 0.0;
+    step.before_sample = [this](double forward_s) { bring_masks(forward_s); };
     executor_->execute(step);
     const double end = monotonic_s();
     const double forward_end = step.sample_begin_s > 0.0 ? step.sample_begin_s : end;
@@ -117,7 +123,7 @@ void EngineCore::run_step() {
     ++stats_.num_failed_steps;
     ++stats_.num_failed_steps_in_a_row;
     fail_sequences(step_items_, cause);
-    return;
+    return true;
   }
   stats_.last_step_s = monotonic_s();
 
@@ -133,6 +139,74 @@ void EngineCore::run_step() {
       fail_sequence(s, current_exception_cause());
     }
   }
+  end_by_grammar();
+  return true;
+}
+
+Sequence* EngineCore::find(int64_t request_id, int32_t index) {
+  const auto found = requests_.find(request_id);
+  if (found == requests_.end()) return nullptr;
+  const auto& sequences = found->second->sequences;
+  if (index < 0 || std::cmp_greater_equal(index, sequences.size())) return nullptr;
+  Sequence* s = sequences[static_cast<std::size_t>(index)].get();
+  return s->awaits_mask && s->state != SequenceState::kFinished ? s : nullptr;
+}
+
+void EngineCore::receive_masks() {
+  masks_->take(replies_);
+  for (MaskReply& reply : replies_) {
+    Sequence* s = find(reply.request_id, reply.index);
+    if (s == nullptr) continue;
+    if (reply.mask.empty()) {
+      endings_.push_back(std::move(reply));
+      continue;
+    }
+    s->mask.swap(reply.mask);
+    s->awaits_mask = s->is_late = false;
+  }
+}
+
+// Between forward and sample. Rows whose mask is not there draw nothing.
+void EngineCore::bring_masks(double forward_s) {
+  Step& step = *step_;
+  const auto awaits = [&](std::size_t r) { return step.rows[r].forced_token < 0 && step.owners[r]->awaits_mask; };
+  std::size_t num_awaited = 0;
+  for (std::size_t r = 0; r < step.rows.size(); ++r) num_awaited += awaits(r) ? 1 : 0;
+  if (num_awaited == 0) return;
+  // If nobody else is in this step, waiting costs less than computing it again, as long as that would take.
+  if (num_awaited == step.rows.size()) masks_->wait_for(num_awaited, forward_s);
+  receive_masks();
+  for (std::size_t r = 0; r < step.rows.size(); ++r) {
+    SampleRow& row = step.rows[r];
+    if (row.forced_token >= 0) continue;
+    row.mask = step.owners[r]->mask;
+    if (!awaits(r)) continue;
+    row.forced_token = 0;
+    row.wants_logprob = false;
+    row.num_top = 0;
+    ++stats_.num_late_masks;
+  }
+}
+
+// What the grammar has to say instead of a mask: it is complete, or it cannot go on.
+void EngineCore::end_by_grammar() {
+  for (const MaskReply& reply : endings_) {
+    Sequence* s = find(reply.request_id, reply.index);
+    if (s == nullptr) continue;
+    if (!reply.error.empty()) {
+      fail_sequence(*s, {ErrorKind::kInvalidRequest, reply.error});
+      continue;
+    }
+    try {
+      RequestDelta delta = delta_of(*s);
+      delta.finish_reason = FinishReason::kStop;
+      if (s->text) delta.text = s->text->finish().text;
+      finish(*s, std::move(delta));
+    } catch (...) {
+      fail_sequence(*s, current_exception_cause());
+    }
+  }
+  endings_.clear();
 }
 
 // The engine's time from the end of one step's execution to that of the next is paid by the sequences of the latter, in
@@ -199,8 +273,10 @@ void EngineCore::process(const ScheduledTokens& item, int64_t row_begin, int64_t
   for (int64_t i = 0; i < num_prompt_rows; ++i) delta.prompt_logprobs.push_back(logprobs_of(row_begin + i));
   s.num_prompt_logprobs += num_prompt_rows;
   if (row_begin + num_prompt_rows < row_end) {
-    fork_children(s);
-    append_token(s, row_end - 1, delta);
+    if (!s.is_late) {
+      fork_children(s);
+      append_token(s, row_end - 1, delta);
+    }
   }
   if (delta.finish_reason != FinishReason::kNone) {
     finish(s, std::move(delta));
@@ -236,6 +312,10 @@ void EngineCore::append_token(Sequence& s, int64_t row, RequestDelta& delta) {
   s.metrics.num_generated_tokens = num_generated(s);
   ++stats_.num_generated_tokens;
   decide_end(s, token, delta);
+  if (!s.request->masks || delta.finish_reason != FinishReason::kNone) return;
+  masks_->ask({.key = s.request->masks->key, .request_id = s.request->id, .index = s.index, .token = token});
+  s.awaits_mask = true;
+  ++stats_.num_masks;
 }
 
 void EngineCore::decide_end(Sequence& s, int32_t token, RequestDelta& delta) {
@@ -347,6 +427,7 @@ void EngineCore::erase_finished_requests() {
     const auto found = requests_.find(id);
     if (found == requests_.end()) continue;
     if (!found->second->was_scheduled) --num_unscheduled_;
+    if (found->second->masks) masks_->tell_end(found->second->masks->key);
     ++stats_.num_requests_finished;
     requests_.erase(found);
   }
@@ -354,6 +435,7 @@ void EngineCore::erase_finished_requests() {
 }
 
 void EngineCore::flush() noexcept {
+  masks_->flush();
   for (const std::shared_ptr<Channel>& channel : touched_) channel->flush();
   touched_.clear();
 }

@@ -14,6 +14,7 @@
 #include "engine/config.h"
 #include "engine/engine.h"
 #include "engine/executor.h"
+#include "engine/mask_exchange.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/step_builder.h"
@@ -32,6 +33,9 @@ class EngineCore {
   void fail_all(ErrorKind kind, const std::string& message);
 
   [[nodiscard]] bool has_work() const { return scheduler_.has_work(); }
+  // Whether step() would do anything: false while all that could run rests until its mask comes.
+  [[nodiscard]] bool can_step() const { return has_work() && (!is_blocked_ || masks_->has_replies()); }
+  [[nodiscard]] const std::shared_ptr<MaskExchange>& masks() const { return masks_; }
   [[nodiscard]] int64_t num_unscheduled_requests() const { return num_unscheduled_; }
   [[nodiscard]] EngineStats stats() const;
   // Throws kInternal if anything disagrees. For tests, between steps.
@@ -46,10 +50,14 @@ class EngineCore {
   static Cause current_exception_cause() noexcept;
   static RequestDelta error_delta(const Sequence& sequence, const Cause& cause) noexcept;
 
-  void run_step();
+  [[nodiscard]] bool run_step();
   void charge(const std::vector<ScheduledTokens>& items, double seconds);
   void mark_scheduled(const StepPlan& plan);
   void abort_abandoned();
+  [[nodiscard]] Sequence* find(int64_t request_id, int32_t index);
+  void receive_masks();
+  void bring_masks(double forward_s);
+  void end_by_grammar();
   void fork_children(const Sequence& parent);
   void process(const ScheduledTokens& item, int64_t row_begin, int64_t row_end);
   void append_token(Sequence& sequence, int64_t row, RequestDelta& delta);
@@ -72,8 +80,12 @@ class EngineCore {
   std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
   std::vector<int64_t> finished_;                  // requests to erase
   std::vector<std::shared_ptr<Channel>> touched_;  // channels with news since the last flush
-  std::vector<ScheduledTokens> step_items_;        // of the running step; outlives the plan
-  const Step* step_ = nullptr;
+  std::shared_ptr<MaskExchange> masks_;
+  std::vector<MaskReply> replies_;           // just taken
+  std::vector<MaskReply> endings_;           // of these, the ones that end their sequence after the step
+  bool is_blocked_ = false;                  // the last plan was empty
+  std::vector<ScheduledTokens> step_items_;  // of the running step; outlives the plan
+  Step* step_ = nullptr;
   int64_t num_unscheduled_ = 0;
   double charged_until_s_ = 0.0;  // 0: the engine was idle
   EngineStats stats_;

@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -18,7 +19,9 @@ namespace fastllm {
 
 struct Engine::Impl {
   Impl(const EngineConfig& engine_config, std::unique_ptr<Executor> executor)
-      : config(engine_config), core(std::make_unique<EngineCore>(engine_config, std::move(executor))) {
+      : config(engine_config),
+        core(std::make_unique<EngineCore>(engine_config, std::move(executor))),
+        masks(core->masks()) {
     stats = core->stats();
     try {
       thread = std::thread([this] { run(); });
@@ -43,6 +46,7 @@ struct Engine::Impl {
   const pid_t process = getpid();
   const EngineConfig config;
   std::unique_ptr<EngineCore> core;  // of the engine thread while it runs
+  const std::shared_ptr<MaskExchange> masks;
 
   std::mutex mutex;  // guards what follows, up to the thread
   std::condition_variable wake;
@@ -60,6 +64,7 @@ struct Engine::Impl {
 };
 
 void Engine::Impl::run() noexcept {
+  pthread_setname_np(pthread_self(), "fastllm-engine");  // for top -H, perf, gdb
   try {
     loop();
     end(ErrorKind::kEngineClosed, "the engine was closed before this request had finished");
@@ -74,6 +79,7 @@ void Engine::Impl::run() noexcept {
 }
 
 void Engine::Impl::end(ErrorKind kind, const char* message) noexcept {
+  masks->close();
   const std::scoped_lock lock(mutex);
   const bool is_unexpected = !is_closing;
   is_closing = true;
@@ -99,7 +105,7 @@ void Engine::Impl::loop() {
       std::unique_lock lock(mutex);
       stats = core->stats();
       num_unscheduled = core->num_unscheduled_requests();
-      wake.wait(lock, [this] { return is_closing || !inbox.empty() || !aborts.empty() || core->has_work(); });
+      wake.wait(lock, [this] { return is_closing || !inbox.empty() || !aborts.empty() || core->can_step(); });
       if (is_closing) return;
       arrivals.swap(inbox);
       leavers.swap(aborts);
@@ -168,6 +174,18 @@ void Engine::abort(int64_t request_id) {
     const std::scoped_lock lock(impl_->mutex);
     if (impl_->is_closing) return;
     impl_->aborts.push_back(request_id);
+  }
+  impl_->wake.notify_one();
+}
+
+std::vector<MaskTask> Engine::poll_mask_tasks(double timeout_s) { return impl_->masks->poll(timeout_s); }
+
+void Engine::reply_masks(std::vector<MaskReply> replies) {
+  impl_->check_process();
+  impl_->masks->reply(std::move(replies));
+  // Taken once, so that the engine thread is either before its look at the replies, or asleep and woken.
+  {
+    const std::scoped_lock lock(impl_->mutex);
   }
   impl_->wake.notify_one();
 }

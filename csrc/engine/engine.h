@@ -7,11 +7,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/config.h"
 #include "engine/executor.h"
+#include "engine/mask_exchange.h"
 #include "engine/output_channel.h"
 #include "engine/params.h"
 
@@ -20,8 +22,9 @@ namespace fastllm {
 struct Submission {
   std::vector<int64_t> prompt_token_ids;
   SamplingParams params;
-  int64_t priority = 0;    // lower is served first
-  std::string cache_salt;  // requests share cached prefixes only with requests of the same salt; <= 256 bytes
+  int64_t priority = 0;             // lower is served first
+  std::string cache_salt;           // requests share cached prefixes only with requests of the same salt; <= 256 bytes
+  std::optional<MaskSource> masks;  // of requests that a grammar constrains
 };
 
 struct EngineStats {
@@ -42,7 +45,9 @@ struct EngineStats {
   int64_t num_prompt_tokens = 0;  // computed, recomputation included
   int64_t num_generated_tokens = 0;
   int64_t num_nonfinite_rows = 0;
-  double last_step_s = 0.0;  // monotonic clock, 0: none yet
+  int64_t num_masks = 0;       // asked for
+  int64_t num_late_masks = 0;  // not there when the token was to be drawn: it was computed again
+  double last_step_s = 0.0;    // monotonic clock, 0: none yet
   // Seconds since the start. What a request is charged adds up to charged_s; the parts are of all steps.
   double charged_s = 0.0;
   double aborted_s = 0.0;  // of that, charged to sequences that were aborted
@@ -69,6 +74,9 @@ class Engine {
   // Takes effect before the next step; every unfinished sequence of the request ends with "abort" and returns its
   // pages. Unknown and finished ids are ignored.
   void abort(int64_t request_id);
+  // For the one who makes masks; see MaskExchange.
+  std::vector<MaskTask> poll_mask_tasks(double timeout_s);
+  void reply_masks(std::vector<MaskReply> replies);
   [[nodiscard]] EngineStats stats() const;
   [[nodiscard]] const EngineConfig& config() const;
   // Ends the thread, fails what is pending with kEngineClosed, frees the executor. Idempotent.

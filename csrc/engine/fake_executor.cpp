@@ -28,6 +28,8 @@ uint64_t hash_of(std::span<const int32_t> tokens) {
 
 bool is_banned(const SampleRow& row, int32_t token) {
   if (!row.allowed.empty() && !std::ranges::binary_search(row.allowed, token)) return true;
+  const auto word = static_cast<std::size_t>(token / 32);
+  if (word < row.mask.size() && (row.mask[word] >> (token % 32) & 1u) == 0) return true;
   return std::ranges::any_of(row.bias, [token](const LogitBias& b) { return b.token == token && std::isinf(b.bias); });
 }
 
@@ -60,6 +62,7 @@ void FakeExecutor::execute(Step& step) {
   copy_pages(step);
   store(step.view);
   if (controls_->fail_in > 0 && --controls_->fail_in == 0) fail(ErrorKind::kDevice, "fake executor: injected fault");
+  step.before_sample(static_cast<double>(delay_us) * 1e-6);
   int64_t s = 0;
   for (int64_t row = 0; row < step.num_rows(); ++row) {
     while (step.view.query_start[s + 1] <= step.logit_rows[static_cast<std::size_t>(row)]) ++s;

@@ -24,7 +24,8 @@ std::vector<KvSpec> Model::kv_specs(DType kv_dtype) const {
 int64_t Model::weight_bytes() const { return ModelWeights::bytes(spec, plan, *backend); }
 
 int64_t Model::step_bytes(const StepLimits& limits) const {
-  return Decoder::activation_bytes(spec, limits) + backend->scratch_bytes(op_limits(spec, limits));
+  return Decoder::activation_bytes(spec, limits) + backend->scratch_bytes(op_limits(spec, limits)) +
+         DeviceStep::bytes(*backend, limits);
 }
 
 int64_t Model::kv_page_bytes(DType kv_dtype) const { return KvStorage::page_bytes(kv_specs(kv_dtype), *backend); }
@@ -46,7 +47,8 @@ ModelClaim::~ModelClaim() { model_->is_in_use = false; }
 ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype)
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
-      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits) {}
+      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits),
+      device_step_(*model_->backend, limits) {}
 
 void ModelExecutor::execute(Step& step) {
   FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
@@ -54,10 +56,13 @@ void ModelExecutor::execute(Step& step) {
   if (!step.copy_from.empty()) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
-  float* logits = decoder_.forward(step.view, kv_.layers(), step.logit_rows);
+  const double forward_begin_s = monotonic_s();
+  const DeviceStep::Arrays arrays = device_step_.upload(step);
+  float* logits = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
+  step.before_sample(step.sample_begin_s - forward_begin_s);
   const int64_t vocab = model_->spec.vocab_size;
   backend.sample({.logits = logits,
                   .num_rows = step.num_rows(),

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/device_step.h"
 #include "engine/executor.h"
 #include "kv/kv_storage.h"
 #include "model/decoder.h"
@@ -56,6 +57,7 @@ class ModelExecutor final : public Executor {
   ModelClaim model_;
   KvStorage kv_;
   Decoder decoder_;
+  DeviceStep device_step_;
 };
 
 }  // namespace fastllm

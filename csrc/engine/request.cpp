@@ -64,6 +64,7 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
          " are allowed");
   }
   check(params, config.vocab_size);
+  if (submission.masks) check_mask(submission.masks->first_mask, config.vocab_size);
   if (config.byte_table == nullptr && !params.stop.empty()) {
     fail(ErrorKind::kInvalidRequest, "stop strings need a tokenizer, and this engine has none; use stop_token_ids");
   }
@@ -73,6 +74,7 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
   request->max_tokens = resolve_max_tokens(config, static_cast<int64_t>(submission.prompt_token_ids.size()), params);
   request->prompt = checked_token_ids("prompt_token_ids", submission.prompt_token_ids, config.vocab_size);
   request->cache_salt = std::move(submission.cache_salt);
+  request->masks = std::move(submission.masks);
   request->rules = SamplingRules(params, config, static_cast<uint64_t>(id));
   request->arrival_s = monotonic_s();
   request->channel = channel;
@@ -97,6 +99,7 @@ void start(Sequence& sequence, const EngineConfig& config) {
   const int64_t longest = request.prompt_len() + request.max_tokens;
   sequence.pages.reserve(static_cast<std::size_t>((longest + config.page_size - 1) / config.page_size));
   sequence.tokens = request.prompt;
+  if (request.masks) sequence.mask = request.masks->first_mask;
   sequence.sampling.start(request.rules, request.prompt);
   if (!params.detokenize || config.byte_table == nullptr) return;
   sequence.awaits_stop_strings = params.min_tokens > 0 && !params.stop.empty();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/config.h"
+#include "engine/mask_exchange.h"
 #include "engine/output_channel.h"
 #include "engine/params.h"
 #include "engine/sampling_rules.h"
@@ -42,6 +43,9 @@ struct Sequence {
   SamplingState sampling;
   std::optional<OutputText> text;
   bool awaits_stop_strings = false;  // `text` does not look for them before min_tokens
+  std::vector<uint32_t> mask;        // of the next token, if the request is constrained
+  bool awaits_mask = false;          // `mask` is that of the last token: the next one was asked for
+  bool is_late = false;              // rests until the mask comes; all but the last token is computed
   RequestMetrics metrics;
 
   [[nodiscard]] int64_t size() const { return static_cast<int64_t>(tokens.size()); }
@@ -52,6 +56,7 @@ struct Request {
   int64_t id = 0;  // counted in the order of submission
   int64_t priority = 0;
   std::string cache_salt;
+  std::optional<MaskSource> masks;
   std::vector<int32_t> prompt;
   SamplingParams params;
   SamplingRules rules;

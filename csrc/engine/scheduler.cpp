@@ -73,7 +73,7 @@ const StepPlan& Scheduler::schedule() {
   // The list shrinks from its end while this walks it from its front.
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.num_remaining() == 1 && make_room_for_next_token(sequence)) take(sequence, 1);
+    if (sequence.num_remaining() == 1 && !sequence.is_late && make_room_for_next_token(sequence)) take(sequence, 1);
   }
   for (Sequence* sequence : running_) {
     if (sequence->num_remaining() > 1) take(*sequence, chunk_size(*sequence));
@@ -93,7 +93,8 @@ const StepPlan& Scheduler::schedule() {
     const bool is_full = std::cmp_greater_equal(running_.size(), config_.max_num_seqs);
     if (is_full || (tokens_left_ > 0 && rows_left_ > 0)) is_batch_closed_ = true;
   }
-  FASTLLM_CHECK(!plan_.items.empty() || !has_work(), waiting_.size(), " sequences wait and nothing can run");
+  FASTLLM_CHECK(!plan_.items.empty() || std::ranges::any_of(running_, &Sequence::is_late) || !has_work(),
+                waiting_.size(), " sequences wait and nothing can run");
   return plan_;
 }
 
@@ -163,6 +164,7 @@ void Scheduler::preempt_last() {
   cache_.release_all(victim.pages);
   victim.num_computed = 0;
   victim.num_published = 0;
+  victim.is_late = false;
   victim.state = SequenceState::kWaiting;
   ++victim.metrics.num_preemptions;
   ++num_preemptions_;
@@ -193,6 +195,8 @@ void Scheduler::complete() {
   for (const ScheduledTokens& item : plan_.items) {
     Sequence& s = *item.sequence;
     s.num_computed = item.first + item.count;
+    s.is_late = s.awaits_mask && s.num_computed == s.size();
+    if (s.is_late) --s.num_computed;
     s.num_published =
         cache_.publish(s.request->cache_salt, s.tokens, s.num_published, s.num_computed / config_.page_size, s.pages);
   }
@@ -218,6 +222,7 @@ void Scheduler::check_integrity() const {
   for (const Sequence* s : running_) {
     FASTLLM_CHECK(s->state == SequenceState::kRunning, "a running sequence has another state");
     FASTLLM_CHECK(s->num_remaining() >= 1, "a running sequence has nothing to compute");
+    FASTLLM_CHECK(!s->is_late || (s->awaits_mask && s->num_remaining() == 1), "a sequence rests that could run");
     FASTLLM_CHECK(std::cmp_greater_equal(s->pages.size(), cache_.pages_for(s->num_computed)), "pages are missing");
     FASTLLM_CHECK(s->num_published * config_.page_size <= s->num_computed, "published before it was computed");
     for (const int32_t page : s->pages) ++holders[static_cast<std::size_t>(page)];

@@ -102,6 +102,7 @@ void StepBuilder::add_rows(const ScheduledTokens& item, int64_t first_token_row)
   float* const top_logprobs = row.top_logprobs;
   const std::span<const int32_t> output = std::span(s.tokens).subspan(s.request->prompt.size());
   s.sampling.fill(s.request->rules, output, row);
+  row.mask = s.mask;
   row.sequence = static_cast<uint64_t>(s.index);
   row.position = static_cast<uint64_t>(s.size());
   row.top_tokens = top_tokens;

@@ -10,8 +10,9 @@ int64_t KvStorage::page_bytes(std::span<const KvSpec> layers, const Backend& bac
   return bytes;
 }
 
-KvStorage::KvStorage(std::span<const KvSpec> layers, int64_t num_pages, const Backend& backend)
-    : storage_(checked_mul(page_bytes(layers, backend), num_pages, "KV pages"), "KV pages") {
+KvStorage::KvStorage(std::span<const KvSpec> layers, int64_t num_pages, Backend& backend)
+    : storage_(backend.allocate(checked_mul(page_bytes(layers, backend), num_pages, "KV pages"), "KV pages",
+                                Contents::kUndefined)) {
   std::byte* at = storage_.data();
   for (const KvSpec& spec : layers) {
     const int64_t bytes = backend.kv_page_bytes(spec);

@@ -6,7 +6,6 @@
 #include <span>
 #include <vector>
 
-#include "core/buffer.h"
 #include "ops/ops.h"
 
 namespace fastllm {
@@ -14,7 +13,7 @@ namespace fastllm {
 class KvStorage {
  public:
   // `layers`: one KvSpec per layer of the model.
-  KvStorage(std::span<const KvSpec> layers, int64_t num_pages, const Backend& backend);
+  KvStorage(std::span<const KvSpec> layers, int64_t num_pages, Backend& backend);
 
   // Bytes of one page summed over all layers.
   static int64_t page_bytes(std::span<const KvSpec> layers, const Backend& backend);
@@ -22,7 +21,7 @@ class KvStorage {
   [[nodiscard]] std::span<const KvLayer> layers() const { return layers_; }
 
  private:
-  Buffer storage_;
+  DeviceMemory storage_;
   std::vector<KvLayer> layers_;
 };
 

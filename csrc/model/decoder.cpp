@@ -64,6 +64,7 @@ Activations place(const ModelSpec& spec, const StepLimits& limits, Arena& arena)
     const auto num_freqs = static_cast<int64_t>(rope.inv_freq.size());
     a.cos.push_back(arena.take<float>(checked_mul(t, num_freqs)));
     a.sin.push_back(arena.take<float>(checked_mul(t, num_freqs)));
+    a.inv_freq.push_back(arena.take<float>(num_freqs));
   }
   return a;
 }
@@ -138,12 +139,16 @@ int64_t Decoder::activation_bytes(const ModelSpec& spec, const StepLimits& limit
 Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend, const StepLimits& limits)
     : spec_(spec),
       backend_(backend),
-      storage_(activation_bytes(spec, limits), "activations"),
+      storage_(backend.allocate(activation_bytes(spec, limits), "activations", Contents::kUndefined)),
       embed_(&weights.matrix("embed")),
       lm_head_(spec.tied_embeddings ? embed_ : &weights.matrix("lm_head")),
       final_norm_(weights.find_vector("final_norm")) {
   Arena arena({storage_.data(), static_cast<std::size_t>(storage_.size())});
   activations_ = place(spec, limits, arena);
+  for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
+    const std::vector<float>& inv_freq = spec.ropes[i].inv_freq;
+    backend.upload(activations_.inv_freq[i], inv_freq.data(), static_cast<int64_t>(inv_freq.size() * sizeof(float)));
+  }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) layers_.push_back(look_up(weights, i));
   backend.reserve(op_limits(spec, limits));
 }
@@ -169,8 +174,8 @@ float* Decoder::forward(const StepView& step, std::span<const KvLayer> kv, std::
   backend_.embed({step.token_ids, step.num_tokens, embed_, spec_.embedding_scale, a.residual});
   for (std::size_t i = 0; i < spec_.ropes.size(); ++i) {
     const RopeSpec& rope = spec_.ropes[i];
-    backend_.rope_table({step.positions, step.num_tokens, rope.inv_freq.data(),
-                         static_cast<int64_t>(rope.inv_freq.size()), rope.scale, a.cos[i], a.sin[i]});
+    backend_.rope_table({step.positions, step.num_tokens, a.inv_freq[i], static_cast<int64_t>(rope.inv_freq.size()),
+                         rope.scale, a.cos[i], a.sin[i]});
   }
 
   bool has_delta = false;

@@ -17,6 +17,7 @@ struct StepLimits {
   int64_t max_tokens = 0;      // T
   int64_t max_seqs = 0;        // S
   int64_t max_logit_rows = 0;  // R
+  int64_t max_pages_per_seq = 0;
 };
 
 OpLimits op_limits(const ModelSpec& spec, const StepLimits& limits);
@@ -40,6 +41,7 @@ struct Activations {
   float* expert_weights = nullptr;  // [T, k]
   std::vector<float*> cos;          // per rotation, [T, rotary_dim / 2]
   std::vector<float*> sin;
+  std::vector<float*> inv_freq;  // per rotation, [rotary_dim / 2]: a constant that lives beside them
 };
 
 // Weights of one layer, looked up once.
@@ -59,8 +61,8 @@ class Decoder {
   // Activation bytes of a decoder with these limits (the backend's own scratch comes on top).
   static int64_t activation_bytes(const ModelSpec& spec, const StepLimits& limits);
 
-  // Runs the step, writes K/V into `kv` (one per layer), returns logits [R, V] of the token rows `logit_rows`,
-  // valid until the next call. R = 0 returns nullptr.
+  // Runs the step, writes K/V into `kv` (one per layer), returns logits [R, V] of the token rows `logit_rows` (int32 in
+  // memory of the backend, as the logits), valid until the next call. R = 0 returns nullptr.
   float* forward(const StepView& step, std::span<const KvLayer> kv, std::span<const int32_t> logit_rows);
 
  private:
@@ -68,7 +70,7 @@ class Decoder {
 
   const ModelSpec& spec_;
   Backend& backend_;
-  Buffer storage_;
+  DeviceMemory storage_;
   Activations activations_;
   std::vector<LayerWeights> layers_;
   const PackedWeight* embed_;

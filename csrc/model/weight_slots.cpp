@@ -152,7 +152,8 @@ ModelWeights::ModelWeights(const ModelSpec& spec, const WeightPlan& plan, Backen
   const Declarations declarations = declare(spec);
   check(plan, declarations.matrices);
   Arena counting;
-  storage_ = Buffer(place(declarations, plan, backend, counting, nullptr, nullptr), "model weights");
+  storage_ = backend.allocate(place(declarations, plan, backend, counting, nullptr, nullptr), "model weights",
+                              Contents::kZero);
   Arena arena({storage_.data(), static_cast<std::size_t>(storage_.size())});
   place(declarations, plan, backend, arena, &matrices_, &vectors_);
 }
@@ -217,10 +218,13 @@ void ModelWeights::fill_vector(const std::string& name, const WeightSlice& slice
     slot.filled += count;
   }
   FASTLLM_FAULT_POINT(kIo, kCheckpoint, name.c_str());
+  std::vector<float> values(static_cast<std::size_t>(count));
   with_float_dtype(slice.dtype, [&]<class T>(T) {
     const T* from = static_cast<const T*>(slice.data);
-    for (int64_t i = 0; i < count; ++i) slot.data[offset + i] = to_float(from[i * slice.col_stride]);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = to_float(from[static_cast<int64_t>(i) * slice.col_stride]);
   });
+  backend_.upload(slot.data + offset, values.data(), count * size_of(DType::kF32));
 }
 
 void ModelWeights::fill_random(uint64_t seed) {
@@ -251,7 +255,8 @@ void ModelWeights::fill_random(uint64_t seed) {
   }
   for (auto& [name, slot] : vectors_) {
     const bool is_norm = name.ends_with("norm");
-    for (int64_t i = 0; i < slot.size; ++i) slot.data[i] = is_norm ? 1.0f : 0.0f;
+    const std::vector<float> values(static_cast<std::size_t>(slot.size), is_norm ? 1.0f : 0.0f);
+    backend_.upload(slot.data, values.data(), slot.size * size_of(DType::kF32));
     slot.filled = slot.size;
   }
 }

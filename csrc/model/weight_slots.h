@@ -78,7 +78,7 @@ class ModelWeights {
   std::mutex mutex_;  // guards rows_filled and filled
   std::map<std::string, MatrixSlot> matrices_;
   std::map<std::string, VectorSlot> vectors_;
-  Buffer storage_;
+  DeviceMemory storage_;
 };
 
 }  // namespace fastllm

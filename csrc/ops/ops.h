@@ -13,6 +13,7 @@
 #include <span>
 
 #include "core/dtype.h"
+#include "ops/device_memory.h"
 #include "ops/sampling.h"
 #include "ops/weights.h"
 
@@ -39,7 +40,8 @@ struct Mat {
 };
 
 // One ragged step: prefill, chunked prefill, decode and verification are the same thing with other counts.
-// Arrays are int32 on the device of the backend. context_len counts the new tokens too.
+// context_len counts the new tokens too. Arrays are in memory of the backend, as every pointer in the arguments below
+// but those of SampleRow and CopyPagesArgs, which the host reads.
 struct StepView {
   int64_t num_tokens = 0;                // T
   int64_t num_seqs = 0;                  // S
@@ -54,11 +56,19 @@ struct StepView {
 };
 
 // K/V of one layer. The layout inside a page belongs to the backend.
+//
+// kI8 stores signed bytes and their scales. Of the numbers that share a scale (K: kKvScaleDims consecutive dimensions of
+// one token and head; V: all of one token and head), in float32:
+//   scale = bf16(largest |x| / 127),  code = x / scale rounded to nearest even, at most 127 either way,
+//   x' = code * scale
+// Codes are 0 where the scale is 0. The scale is NaN where a number is not finite. bf16, because it cannot overflow and
+// keeps its precision for small numbers; that it is coarse costs nothing, the codes being relative to it.
 struct KvSpec {
   int64_t num_kv_heads = 0;    // G
   int64_t head_dim = 0;        // D
-  DType dtype = DType::kBF16;  // kF32, kBF16, kF16
+  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, kI8
 };
+constexpr int64_t kKvScaleDims = 32;
 struct KvLayer {
   KvSpec spec;
   std::byte* data = nullptr;  // page p begins at data + p * page_bytes
@@ -110,7 +120,7 @@ struct RopeTableArgs {
 };
 
 // Rotates the first 2 * num_freqs dimensions of each head of q and k in place ("half" pairing: i with i + num_freqs),
-// then writes k and v into their slots, rounded to the cache's dtype.
+// then writes k and v into their slots, rounded to the cache's dtype (KvSpec).
 struct RopeAndStoreArgs {
   Mat q;                       // [T, H * D] in/out
   Mat k;                       // [T, G * D] in/out
@@ -225,7 +235,13 @@ class Backend {
   [[nodiscard]] virtual const char* name() const = 0;  // "reference", "cpu:avx512", ...
   [[nodiscard]] virtual int num_threads() const = 0;
 
-  // Memory.
+  // Memory. Where it is not the host's, what operations read and write must have come from allocate().
+  [[nodiscard]] virtual bool shares_host_memory() const = 0;
+  [[nodiscard]] virtual DeviceMemory allocate(int64_t bytes, const char* what, Contents contents) = 0;
+  // Both return when the host's memory may be changed, or read. May be called from several threads.
+  virtual void upload(void* to, const void* from, int64_t bytes) = 0;
+  virtual void download(void* to, const void* from, int64_t bytes) = 0;
+
   [[nodiscard]] virtual int64_t packed_bytes(const WeightDesc& desc) const = 0;
   virtual void pack(const PackedWeight& to, const WeightSlice& slice) = 0;      // float formats
   virtual void pack_codes(const PackedWeight& to, const CodeSlice& slice) = 0;  // integer formats

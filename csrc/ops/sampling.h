@@ -1,6 +1,6 @@
 // Arguments of the `sample` operation. Order, fixed for every backend and documented in docs/determinism.md:
 //   raw logits -> (log-probabilities of the result are taken here)
-//   -> repetition, frequency, presence penalties -> bias and bans -> allowed ids
+//   -> repetition, frequency, presence penalties -> bias and bans -> allowed ids and mask
 //   -> temperature -> top_k -> top_p -> min_p -> draw by inverse CDF in ascending token id.
 // temperature < 1e-5 is greedy: the largest logit after bias; ties go to the lower token id.
 #pragma once
@@ -35,6 +35,7 @@ struct SampleRow {
   std::span<const TokenCount> counts;  // distinct tokens; empty when no penalty is set
   std::span<const LogitBias> bias;     // applied in order
   std::span<const int32_t> allowed;    // ascending; empty: all
+  std::span<const uint32_t> mask;  // bit i % 32 of word i / 32 allows id i, ids behind its end are banned; empty: all
   // Log-probabilities: the chosen token's, its rank, and the num_top most likely. top arrays have num_top entries.
   bool wants_logprob = false;
   int32_t num_top = 0;
@@ -52,7 +53,7 @@ struct SampleResult {
 };
 
 struct SampleArgs {
-  float* logits = nullptr;  // [R, V], overwritten
+  float* logits = nullptr;  // [R, V] in memory of the backend, overwritten
   int64_t num_rows = 0;
   int64_t vocab_size = 0;
   int64_t stride = 0;

@@ -138,6 +138,14 @@ void apply_penalties(std::span<float> logits, const SampleRow& row) {
   for (const LogitBias& bias : row.bias) logits[static_cast<std::size_t>(bias.token)] += bias.bias;
 }
 
+void apply_mask(std::span<float> logits, std::span<const uint32_t> mask) {
+  if (mask.empty()) return;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const uint32_t word = i / 32 < mask.size() ? mask[i / 32] : 0;
+    if ((word >> (i % 32) & 1u) == 0) logits[i] = -kInfinity;
+  }
+}
+
 // Probabilities of the candidates, up to a factor.
 struct Weigher {
   double largest;
@@ -278,6 +286,7 @@ SampleResult sample_row(std::span<float> logits, const SampleRow& row, const Sam
     apply_penalties(logits, row);
     // Before the choice is trusted: a penalty may overflow, and a NaN would hide from every comparison.
     if ((!row.counts.empty() || !row.bias.empty()) && has_nan_or_positive_infinity(logits)) return result;
+    apply_mask(logits, row.mask);
     result.token = choose(logits, row, scratch.candidates);
     if (result.token < 0) return result;
   }

@@ -25,6 +25,7 @@ constexpr WeightFormat format_of(DType t) {
     case DType::kI32:
     case DType::kI64:
     case DType::kU8:
+    case DType::kI8:
       break;
   }
   fail(ErrorKind::kInternal, "no weight format for ", name_of(t));

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/checked.h"
 #include "reference/reference_backend.h"
 
 namespace fastllm::reference {
@@ -13,17 +14,57 @@ int64_t kv_index(const KvSpec& spec, bool is_v, int64_t head, int64_t token, int
   return (((is_v ? spec.num_kv_heads : 0) + head) * kPageSize + token) * spec.head_dim + dim;
 }
 
-float kv_at(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t token, int64_t dim) {
-  return with_float_dtype(kv.spec.dtype, [&]<class T>(T) {
-    const T* base = reinterpret_cast<const T*>(kv.data + page * kv.page_bytes);
-    return to_float(base[kv_index(kv.spec, is_v, head, token, dim)]);
-  });
+// The scale of an element of an int8 page.
+bf16* kv_scale(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t token, int64_t dim) {
+  const KvSpec& spec = kv.spec;
+  const int64_t groups = ceil_div(spec.head_dim, kKvScaleDims);
+  const int64_t row = head * kPageSize + token;
+  bf16* scales =
+      reinterpret_cast<bf16*>(kv.data + page * kv.page_bytes + kv_index(spec, true, spec.num_kv_heads, 0, 0));
+  return scales + (is_v ? spec.num_kv_heads * kPageSize * groups + row : row * groups + dim / kKvScaleDims);
 }
 
-void kv_put(const KvLayer& kv, int64_t slot, bool is_v, int64_t head, int64_t dim, float value) {
+float kv_at(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t token, int64_t dim) {
+  const std::byte* data = kv.data + page * kv.page_bytes;
+  const int64_t at = kv_index(kv.spec, is_v, head, token, dim);
+  if (kv.spec.dtype == DType::kI8) {
+    const auto code = static_cast<float>(reinterpret_cast<const int8_t*>(data)[at]);
+    return code * to_float(*kv_scale(kv, page, is_v, head, token, dim));
+  }
+  return with_float_dtype(kv.spec.dtype,
+                          [&]<class T>(T) { return to_float(reinterpret_cast<const T*>(data)[at]); });
+}
+
+// One group of numbers that share a scale, as KvSpec defines it.
+void quantize(const float* x, int64_t count, int8_t* codes, bf16* scale) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
+  if (!std::all_of(x, x + count, [](float value) { return std::isfinite(value); })) largest = NAN;
+  *scale = to_bf16(largest / 127.0f);
+  const float step = to_float(*scale);
+  for (int64_t i = 0; i < count; ++i) {
+    // Not above 0: the scale is 0 or NaN.
+    codes[i] = step > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(x[i] / step), -127.0f, 127.0f)) : int8_t{0};
+  }
+}
+
+// The head_dim numbers of one token and head, rounded to the cache's dtype.
+void kv_put(const KvLayer& kv, int64_t slot, bool is_v, int64_t head, const float* x) {
+  const int64_t head_dim = kv.spec.head_dim;
+  const int64_t page = slot / kPageSize;
+  const int64_t token = slot % kPageSize;
+  std::byte* data = kv.data + page * kv.page_bytes;
+  const int64_t at = kv_index(kv.spec, is_v, head, token, 0);
+  if (kv.spec.dtype == DType::kI8) {
+    const int64_t group = is_v ? head_dim : kKvScaleDims;
+    for (int64_t d = 0; d < head_dim; d += group) {
+      quantize(x + d, std::min(group, head_dim - d), reinterpret_cast<int8_t*>(data) + at + d,
+               kv_scale(kv, page, is_v, head, token, d));
+    }
+    return;
+  }
   with_float_dtype(kv.spec.dtype, [&]<class T>(T) {
-    T* base = reinterpret_cast<T*>(kv.data + slot / kPageSize * kv.page_bytes);
-    base[kv_index(kv.spec, is_v, head, slot % kPageSize, dim)] = from_float<T>(value);
+    for (int64_t d = 0; d < head_dim; ++d) reinterpret_cast<T*>(data)[at + d] = from_float<T>(x[d]);
   });
 }
 
@@ -90,10 +131,8 @@ void ReferenceBackend::rope_and_store(const RopeAndStoreArgs& args) {
       float* k = args.k.row<float>(t) + g * head_dim;
       const float* v = args.v.row<float>(t) + g * head_dim;
       rotate(k, cos, sin, args.num_freqs);
-      for (int64_t d = 0; d < head_dim; ++d) {
-        kv_put(args.kv, args.slots[t], false, g, d, k[d]);
-        kv_put(args.kv, args.slots[t], true, g, d, v[d]);
-      }
+      kv_put(args.kv, args.slots[t], false, g, k);
+      kv_put(args.kv, args.slots[t], true, g, v);
     }
   }
 }

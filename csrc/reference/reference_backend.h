@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "ops/ops.h"
+#include "ops/host_backend.h"
 
 namespace fastllm {
 
@@ -13,10 +13,10 @@ std::unique_ptr<Backend> make_reference_backend();
 namespace reference {
 
 // Layouts. A packed weight is [expert][n][k], row-major, in its own format (integers: int_linear.cpp). A KV page is
-// [k or v][kv head][token in page][dimension].
+// [k or v][kv head][token in page][dimension]; int8: then the scales, [kv head][token][group] of K, [kv head][token] of V.
 constexpr int64_t kPageSize = 16;
 
-class ReferenceBackend final : public Backend {
+class ReferenceBackend final : public HostBackend {
  public:
   [[nodiscard]] const char* name() const override { return "reference"; }
   [[nodiscard]] int num_threads() const override { return 1; }

@@ -20,7 +20,8 @@ from fastllm.errors import (
 )
 from fastllm.llm import LLM
 from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from fastllm.params import SamplingParams
+from fastllm.params import SamplingParams, StructuredOutputsParams
+from fastllm.quantize import quantize  # the function in the place of its package: `from fastllm.quantize import ...` works
 
 if TYPE_CHECKING:
     from fastllm.async_llm import AsyncLLM
@@ -41,7 +42,9 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "UnsupportedModelError",
+    "quantize",
 ]
 __version__ = "0.1.0"
 

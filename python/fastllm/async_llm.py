@@ -132,8 +132,12 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        deltas: bool = False,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the request's output as it grows; the last one has ``finished`` set.
+
+        With ``deltas`` each output has only what is new since the one before: text, token_ids and logprobs of the
+        sequences that have grown or ended. A long answer then costs the same per token as a short one.
 
         Raises:
             InvalidRequestError, QueueFullError, EngineClosedError: before the first output.
@@ -143,7 +147,10 @@ class AsyncLLM:
         params = sampling_params if sampling_params is not None else SamplingParams()
         # Tokenizing a long prompt takes a while: not on the event loop. Submitting is quick and must be here: results
         # are delivered in this thread, so none can come between submit and register.
-        request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params)
+        grammar = None
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            grammar = await asyncio.wrap_future(self._runtime.compile(params.structured_outputs))
+        request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params, grammar)
         state = self._runtime.submit_prepared(request, poller.channel, priority=priority, cache_salt=cache_salt)
         stream = _Stream(state)
         poller.register(stream)
@@ -154,7 +161,7 @@ class AsyncLLM:
                 stream.changed.clear()
                 if state.error is not None:
                     raise state.error
-                output = state.output()
+                output = state.new_output() if deltas else state.output()
                 finished = output.finished
                 yield output
         finally:

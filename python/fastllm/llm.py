@@ -37,7 +37,8 @@ class LLM:
         activation_mode: how activations meet integer weights: ``"a8"`` one byte, ``"a8r"`` a second byte where a group
             has an outlier, ``"a15"`` two bytes, ``"bf16"``, ``"f32"``; ``"auto"`` is ``"a8r"``. Or modes by pattern
             over the matrices, ``{"*.down": "a15"}``.
-        kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights.
+        kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights. ``"int8"`` halves the memory of
+            ``"bfloat16"``; docs/quality.md has what it costs.
         max_model_len: longest sequence, prompt and output, in tokens; None is the model's own limit.
         max_num_seqs: sequences in a batch at most.
         max_num_batched_tokens: tokens of one step at most; longer prompts are cut into chunks. None: up to 512.

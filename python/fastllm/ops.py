@@ -151,7 +151,11 @@ class PackedWeight:
 
 
 class KvCache:
-    """Pages of P tokens for the keys and values of one layer. Zero at first."""
+    """Pages of P tokens for the keys and values of one layer. Zero at first.
+
+    dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``: signed bytes with a bfloat16 scale, the largest
+    number over 127, for 32 dimensions of a key or all dimensions of a value.
+    """
 
     def __init__(
         self,
@@ -389,8 +393,8 @@ def copy_pages(kv: KvCache, source: Array, target: Array) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SampleParams:
-    """How one row of logits is sampled. Steps in this order: penalties, bias, allowed ids, temperature, top_k, top_p,
-    min_p, then a draw that depends on (seed, sequence, position) alone."""
+    """How one row of logits is sampled. Steps in this order: penalties, bias, allowed ids and mask, temperature, top_k,
+    top_p, min_p, then a draw that depends on (seed, sequence, position) alone."""
 
     temperature: float = 1.0  # below 1e-5: the largest logit, ties to the lower id
     top_k: int = 0  # 0: all
@@ -405,6 +409,7 @@ class SampleParams:
     counts: Sequence[tuple[int, int, bool]] = ()  # (token, times generated, in the prompt), distinct tokens
     bias: Mapping[int, float] = field(default_factory=dict)  # added; -inf bans
     allowed: Sequence[int] | None = None  # ascending; None: all
+    mask: Sequence[int] = ()  # words of 32 bits: bit i % 32 of word i // 32 allows id i; (): all
     wants_logprob: bool = False
     num_top: int = 0
     forced_token: int = -1  # >= 0: draw nothing, report this token
@@ -439,6 +444,7 @@ def _native_params(p: SampleParams) -> Any:
         counts=list(p.counts),
         bias=list(p.bias.items()),
         allowed=list(p.allowed or ()),
+        mask=list(p.mask),
         wants_logprob=p.wants_logprob,
         num_top=p.num_top,
         forced_token=p.forced_token,

@@ -11,6 +11,31 @@ from fastllm.errors import InvalidRequestError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """What the text must be; exactly one of the first five. Needs the extra ``[structured]``.
+
+    The end of the grammar ends the sequence with ``finish_reason`` "stop"; ``max_tokens``, stop strings and stop tokens
+    may end it earlier.
+
+    Args:
+        json: a JSON schema, as an object or as text; at most 64 KiB and 32 levels. Keywords that are not implemented
+            are refused.
+        regex: a regular expression for the whole text, of at most 1 KiB; no look-around, no back-references.
+        choice: the text is one of these strings.
+        grammar: Lark (llguidance's variant) or GBNF, at most 64 KiB.
+        json_object: True: any JSON object.
+        disable_any_whitespace: JSON without any white space outside strings; else at most one space after "," and ":".
+    """
+
+    json: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Sampling of one request.
 
@@ -41,6 +66,7 @@ class SamplingParams:
         banned_token_ids: these tokens may not be generated.
         skip_special_tokens: leave special tokens out of the text.
         detokenize: False returns token ids only.
+        structured_outputs: what the text must be: a JSON schema, a regular expression, ...
     """
 
     n: int = 1
@@ -66,6 +92,7 @@ class SamplingParams:
     banned_token_ids: Sequence[int] = ()
     skip_special_tokens: bool = True
     detokenize: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> SamplingParams:

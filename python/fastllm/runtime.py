@@ -5,34 +5,36 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
-import logging
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastllm import __version__, _core, memory, models
-from fastllm.checkpoint import loader, packed_cache
+from fastllm import _core, memory, models
+from fastllm.checkpoint import loader
 from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.files import TOKENIZER_FILES, check_text_files, read_json_object
-from fastllm.checkpoint.formats import ActivationModes, MatrixShape, Rounding, WeightFormats, choose_formats
+from fastllm.checkpoint.formats import ActivationModes, Rounding
 from fastllm.checkpoint.gguf.text import text_folder
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
-from fastllm.memory import format_bytes
 from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from fastllm.params import SamplingParams
+from fastllm.params import SamplingParams, StructuredOutputsParams
+from fastllm.structured.compiler import Grammar, GrammarCompiler
+from fastllm.structured.masks import MaskWorker
 from fastllm.text.tokenizer import Tokenizer
+from fastllm.weights import HeldWeights
 
 if TYPE_CHECKING:
     from fastllm.text.chat_template import ChatTemplate
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
-_log = logging.getLogger("fastllm")
+KV_DTYPES = (*DTYPES, "int8")
 LOAD_FORMATS = ("auto", "dummy")
 SCHEDULERS = ("continuous", "static")
 
@@ -72,6 +74,15 @@ class PreparedRequest:
     token_ids: list[int]
     params: SamplingParams
     native_params: dict[str, Any]
+    grammar: Grammar | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Structured:
+    """What structured outputs need; made for the first request that wants them."""
+
+    compiler: GrammarCompiler
+    worker: MaskWorker
 
 
 class Runtime:
@@ -92,9 +103,8 @@ class Runtime:
             plan = loader.load(folder, max_model_len=options.max_model_len)
             config, spec, checkpoint_dtype = plan.config, plan.spec, plan.dtype
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
-        shapes = [MatrixShape(*shape) for shape in _core.matrix_shapes(spec)]
-        self.formats = choose_formats(
-            shapes, plan.fills if plan is not None else [], options.quantization, options.activation_mode
+        self.weights = HeldWeights(
+            spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode
         )
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
@@ -111,18 +121,12 @@ class Runtime:
 
         native = _core.Model(
             spec, device=options.device, num_threads=options.num_threads or 0, dtype=self.dtype,
-            formats=self.formats.native(),
+            formats=self.weights.formats.native(),
         )  # fmt: skip
         self._plan_sizes(native)
-        native.allocate_weights()
-        self.weights = self.formats.bytes_held(native.matrix_bytes(), shapes, self.dtype)
-        self.weights["vectors"] = self.memory.weight_bytes - sum(self.weights.values())
-        self.quantization = None if plan is None else self._describe_quantization(plan)
-        self.packed_cache: dict[str, Any] | None = None
-        if plan is None:
-            native.fill_random(seed=options.seed)
-        else:
-            self._fill(plan, native)
+        self.weights.load(
+            native, cache=options.packed_cache, seed=options.seed, show_progress=options.show_progress
+        )  # fmt: skip
         self._native: _core.Model | None = native
         engine_config = _core.EngineConfig(
             num_pages=self.memory.kv_tokens // native.page_size,
@@ -141,6 +145,7 @@ class Runtime:
         self._backend_name = native.backend_name
         self._num_threads = native.num_threads
         self._close_lock = threading.Lock()
+        self._structured: Structured | None = None
         # Ends the native thread at interpreter exit, before modules are torn down, without keeping self alive.
         self._finalizer = weakref.finalize(self, _close_engine, self.engine, os.getpid())
         _register_exit_hook()
@@ -158,6 +163,7 @@ class Runtime:
                 max_tokens=self.max_num_batched_tokens,
                 max_seqs=options.max_num_seqs,
                 max_logit_rows=self.max_logit_rows,
+                max_pages_per_seq=-(-self.max_model_len // native.page_size),
             ),
             page_bytes=native.kv_page_bytes(self.kv_dtype),
             page_size=native.page_size,
@@ -166,48 +172,6 @@ class Runtime:
             memory_budget=options.memory_budget,
             kv_cache_tokens=options.kv_cache_tokens,
         )
-
-    def _describe_quantization(self, plan: loader.LoadPlan) -> dict[str, Any] | None:
-        """What the checkpoint had and what became of it, for info(); the same for the log."""
-        found, formats = plan.quantization, self.formats
-        if found is None and not formats.packed:
-            return None
-        held = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.weights.items())
-        if found is not None:
-            why = "; ".join(f"{count} because {reason}" for reason, count in formats.decoded.items())
-            _log.info(
-                "%s: %d %s tensors of %s%s; held as %s", self.folder, found.num_tensors, found.method,
-                format_bytes(found.source_bytes), f", decoded: {why}" if why else "", held,
-            )  # fmt: skip
-        else:
-            _log.info("%s: rounded to nearest, held as %s", self.folder, held)
-        return {
-            "method": None if found is None else found.method,
-            "tensors": 0 if found is None else found.num_tensors,
-            "source_bytes": 0 if found is None else found.source_bytes,
-            "matrices_kept_packed": len(formats.kept),
-            "matrices_rounded": len(formats.packed) - len(formats.kept),
-            "tensors_decoded": dict(formats.decoded),
-        }
-
-    def _fill(self, plan: loader.LoadPlan, native: Any) -> None:
-        if self.options.packed_cache is None:
-            _pack(plan, native, self.formats, self.options.show_progress)
-            return
-        settings = {
-            "layout": native.layout_fingerprint(), "fastllm": __version__, "dtype": self.dtype,
-            "quantization": self.options.quantization, "backend": native.backend_name.partition(":")[0],
-        }  # fmt: skip
-        key = packed_cache.key_of(plan.files(), settings)
-        path = packed_cache.path_of(Path(self.options.packed_cache), self.folder, settings)
-        memory = native.weight_memory()
-        is_hit = packed_cache.read(path, key, memory, native.num_threads)
-        self.packed_cache = {"path": str(path), "was_read": is_hit}
-        if is_hit:
-            native.mark_filled()
-            return
-        _pack(plan, native, self.formats, self.options.show_progress)
-        packed_cache.write(path, key, memory)
 
     def info(self) -> dict[str, Any]:
         """Each decision that ``None`` or ``"auto"`` left to the library, the memory plan, the engine's counters."""
@@ -221,10 +185,10 @@ class Runtime:
             "isa": isa or None,
             "num_threads": self._num_threads,
             "dtype": self.dtype,
-            "quantization": self.quantization,
-            "activation_mode": self.formats.modes_used,
-            "packed_cache": self.packed_cache,
-            "weights": self.weights,
+            "quantization": self.weights.quantization,
+            "activation_mode": self.weights.formats.modes_used,
+            "packed_cache": self.weights.packed_cache,
+            "weights": self.weights.bytes_by_format,
             "kv_cache_dtype": self.kv_dtype,
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.options.max_num_seqs,
@@ -288,6 +252,8 @@ class Runtime:
         with self._close_lock:
             self._finalizer()
             self._native = None
+            if self._structured is not None:
+                self._structured.compiler.close()
 
     # Requests.
 
@@ -324,10 +290,25 @@ class Runtime:
         """Queues one request on a channel. Raises InvalidRequestError, QueueFullError, EngineClosedError."""
         return self.submit_prepared(self.prepare(prompt, params), channel, priority=priority, cache_salt=cache_salt)
 
-    def prepare(self, prompt: Prompt, params: SamplingParams) -> PreparedRequest:
-        """The slow part of a submission, tokenizing: may run on any thread."""
+    def prepare(self, prompt: Prompt, params: SamplingParams, grammar: Grammar | None = None) -> PreparedRequest:
+        """The slow part of a submission: tokenizing, and the grammar unless it is given. May run on any thread."""
         text, ids = self._prompt_ids(prompt)
-        return PreparedRequest(text, ids, params, self._native_params(params))
+        native_params = self._native_params(params)
+        if grammar is None and params.structured_outputs is not None:
+            grammar = self.compile(params.structured_outputs).result()
+        return PreparedRequest(text, ids, params, native_params, grammar)
+
+    def compile(self, params: StructuredOutputsParams) -> Future[Grammar]:
+        """Compiles a grammar on a thread of its own. Raises InvalidRequestError, QueueFullError, EngineClosedError."""
+        return self._structured_outputs().compiler.submit(params)
+
+    def _structured_outputs(self) -> Structured:
+        with self._close_lock:
+            self._live()
+            if self._structured is None:
+                compiler = GrammarCompiler(self._tokenizer(), self._vocab_size, self.eos_token_ids)
+                self._structured = Structured(compiler, MaskWorker(self.engine, self._vocab_size))
+            return self._structured
 
     def submit_prepared(
         self, request: PreparedRequest, channel: Any, *, priority: int = 0, cache_salt: str = ""
@@ -337,7 +318,17 @@ class Runtime:
             raise InvalidRequestError(f"priority = {priority!r} must be an integer of 64 bits")
         if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
             raise InvalidRequestError(f"cache_salt = {cache_salt!r} must be a str without lone surrogates")
-        request_id = self.engine.submit(request.token_ids, request.native_params, channel, priority, cache_salt)
+        arguments = (request.token_ids, request.native_params, channel, priority, cache_salt)
+        if request.grammar is None:
+            request_id = self.engine.submit(*arguments)
+        else:
+            worker = self._structured_outputs().worker
+            key = worker.register(request.grammar)
+            try:
+                request_id = self.engine.submit(*arguments, key, request.grammar.first_mask)
+            except BaseException:
+                worker.forget(key)
+                raise
         return RequestState(request_id, request.prompt, request.token_ids, request.params)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[str | None, list[int]]:
@@ -363,6 +354,7 @@ class Runtime:
                 "SamplingParams.from_dict() makes one of names and values"
             )
         values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+        del values["structured_outputs"]  # the engine sees masks only
         for name in ("stop", "stop_token_ids", "bad_words", "banned_token_ids", "logit_bias"):
             if values[name] is None:
                 del values[name]
@@ -430,7 +422,7 @@ _INT_OPTIONS = {
 }
 _CHOICES = {
     "dtype": ("auto", *DTYPES),
-    "kv_cache_dtype": ("auto", *DTYPES),
+    "kv_cache_dtype": ("auto", *KV_DTYPES),
     "load_format": LOAD_FORMATS,
     "scheduler": SCHEDULERS,
 }
@@ -516,22 +508,6 @@ def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[
     return sorted(set(ids))
 
 
-def _pack(plan: loader.LoadPlan, native: Any, formats: WeightFormats, show_progress: bool) -> None:
-    if not show_progress:
-        plan.fill(native, None, native.num_threads, formats=formats)
-        return
-    from rich.console import Console  # here: most starts show nothing
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("weights", total=None)
-        plan.fill(
-            native, lambda done, total: bar.update(task, completed=done, total=total), native.num_threads,
-            formats=formats,
-        )  # fmt: skip
-
-
 class RequestState:
     """Collects the deltas of one request into a RequestOutput."""
 
@@ -573,12 +549,19 @@ class RequestState:
 
     def output(self) -> RequestOutput:
         """The request as it is now."""
+        return self._output([c.output() for c in self._completions])
+
+    def new_output(self) -> RequestOutput:
+        """What has come since the last call: sequences without news are left out, the others have only what is new."""
+        return self._output([c.new_output() for c in self._completions if c.has_news])
+
+    def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
         return RequestOutput(
             request_id=str(self.request_id),
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
             prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
-            outputs=[c.output() for c in self._completions],
+            outputs=outputs,
             finished=self.finished,
             metrics=_metrics(self._metrics, self.num_generated_tokens, len(self._prompt_token_ids), self._costs),
         )
@@ -593,8 +576,11 @@ class _Completion:
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.has_news = False
+        self._num_taken_pieces = self._num_taken_tokens = 0
 
     def add(self, delta: Any) -> None:
+        self.has_news = True
         if delta.text:
             self.pieces.append(delta.text)
         self.token_ids.extend(delta.token_ids)
@@ -612,6 +598,22 @@ class _Completion:
             text="".join(self.pieces),
             token_ids=list(self.token_ids),
             logprobs=None if self.logprobs is None else list(self.logprobs),
+            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def new_output(self) -> CompletionOutput:
+        text = "".join(self.pieces[self._num_taken_pieces :])
+        token_ids = self.token_ids[self._num_taken_tokens :]
+        logprobs = None if self.logprobs is None else self.logprobs[self._num_taken_tokens :]
+        self._num_taken_pieces, self._num_taken_tokens = len(self.pieces), len(self.token_ids)
+        self.has_news = False
+        return CompletionOutput(
+            index=self.index,
+            text=text,
+            token_ids=token_ids,
+            logprobs=logprobs,
             cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,

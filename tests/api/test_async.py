@@ -55,6 +55,30 @@ def test_32_streams_give_what_the_blocking_interface_gives(engine, expected):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.01])
+def test_deltas_joined_are_the_whole_output(engine, pause_s):
+    params = SHORT.replace(n=3, max_tokens=40)
+
+    async def main():
+        async for output in engine.generate("Item 1", params):
+            whole = output
+        parts = [[], [], []]
+        async for output in engine.generate("Item 1", params, deltas=True):
+            assert output.outputs, "an output without news"
+            for completion in output.outputs:
+                parts[completion.index].append(completion)
+            await asyncio.sleep(pause_s)
+        for completion, pieces in zip(whole.outputs, parts, strict=True):
+            assert "".join(piece.text for piece in pieces) == completion.text
+            assert [token for piece in pieces for token in piece.token_ids] == completion.token_ids
+            assert [entry for piece in pieces for entry in piece.logprobs] == completion.logprobs
+            assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
+            assert all(piece.token_ids for piece in pieces)
+        assert output.metrics.num_generated_tokens == 120
+
+    asyncio.run(main())
+
+
 def test_a_stream_only_grows_and_ends_once(engine):
     async def main():
         seen = []

@@ -14,11 +14,12 @@ MAY_INCLUDE = {
     "ops": {"core"},
     "reference": {"core", "ops"},
     "cpu": {"core", "ops"},
+    "cuda": {"core", "ops"},
     "model": {"core", "ops"},
     "kv": {"core", "ops"},
     "text": {"core"},
     "engine": {"core", "ops", "model", "kv", "text"},
-    "bindings": {"core", "ops", "reference", "cpu", "model", "kv", "text", "engine"},
+    "bindings": {"core", "ops", "reference", "cpu", "cuda", "model", "kv", "text", "engine"},
 }
 # Subpackage of fastllm -> modules of fastllm it must not import.
 MUST_NOT_IMPORT = {
@@ -29,7 +30,7 @@ MUST_NOT_IMPORT = {
 
 
 def native_files():
-    return sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp"})
+    return sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu"})
 
 
 @pytest.mark.parametrize("path", native_files(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -17,6 +17,8 @@ NAMES = list(REQUESTS)
 SIMPLE = ("llama-gqa", "float32", "auto")
 RICH = ("gpt-oss", "bfloat16", "auto")  # experts, windows, sinks, biases
 DTYPES = ("float32", "bfloat16", "float16")
+KV_DTYPES = (*DTYPES, "int8")
+RICH_INT8 = ("gpt-oss", "bfloat16", "int8")
 ARCHITECTURES = [
     "llama-gqa", "llama-mha", "llama-mqa-tied-bias", "llama-linear", "llama-dynamic", "llama-yarn", "llama-yarn-mscale",
     "llama-llama3", "mistral-window", "qwen2", "qwen2-window", "qwen3", "phi3", "phi3-longrope", "gemma2", "gemma3",
@@ -83,7 +85,7 @@ BULLETS = {
 
 
 @pytest.mark.parametrize("bullet", BULLETS)
-@pytest.mark.parametrize("model", [SIMPLE, RICH], ids=lambda m: "-".join(m[:2]))
+@pytest.mark.parametrize("model", [SIMPLE, RICH, RICH_INT8], ids="-".join)
 def test_same_bits_in_any_company(open_llm, alone, model, bullet):
     changes, num_fillers = BULLETS[bullet]
     with open_llm(model, **changes) as llm:
@@ -134,7 +136,7 @@ def test_every_type_of_integer_weights(open_llm, alone, name, quantization, mode
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma2"])
 @pytest.mark.parametrize(
-    ("dtype", "kv_dtype"), [pair for pair in itertools.product(DTYPES, DTYPES) if pair[0] != pair[1]]
+    ("dtype", "kv_dtype"), [pair for pair in itertools.product(DTYPES, KV_DTYPES) if pair[0] != pair[1]]
 )
 def test_every_type_of_the_kv_cache(open_llm, alone, name, dtype, kv_dtype):
     model = (name, dtype, kv_dtype)

@@ -115,7 +115,7 @@ NATIVE_TEST(clients_submit_abort_and_read_at_once) {
 NATIVE_TEST(a_model_runs_in_one_engine_at_a_time) {
   const std::shared_ptr<Model> model = make_tiny_model(make_cpu_backend(2, choose_isa(nullptr)));
   const EngineConfig config = tiny_config(*model->backend);
-  const StepLimits limits{config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows};
+  const StepLimits limits{config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows, 0};
   const auto make = [&] { return std::make_unique<ModelExecutor>(model, limits, config.num_pages, DType::kF32); };
   Engine engine(config, make());
   require_error(ErrorKind::kInvalidRequest, make, "a second engine");

@@ -56,7 +56,7 @@ std::shared_ptr<Model> make_tiny_model(std::unique_ptr<Backend> backend) {
 std::unique_ptr<Executor> make_tiny_executor(std::unique_ptr<Backend> backend, EngineConfig& config) {
   auto model = make_tiny_model(std::move(backend));
   config = tiny_config(*model->backend);
-  const StepLimits limits{config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows};
+  const StepLimits limits{config.max_num_batched_tokens, config.max_num_seqs, config.max_logit_rows, 0};
   return std::make_unique<ModelExecutor>(std::move(model), limits, config.num_pages, DType::kF32);
 }
 

@@ -1,4 +1,5 @@
-"""The devices of the operation tests: the reference, and the CPU backend at every level of this machine."""
+"""The devices of the operation tests: the reference, the CPU backend at every level of this machine, and the CUDA
+kernels in the emulator."""
 
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from fastllm import _core, ops
 
 
 def device_names():
-    return ["reference", *(f"cpu:{level}" for level in _core.cpu_isa_levels())]
+    return ["reference", *(f"cpu:{level}" for level in _core.cpu_isa_levels()), "cuda:emulated"]
 
 
 @pytest.fixture(params=device_names(), scope="session")

@@ -7,6 +7,7 @@ import torch
 from fastllm import ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = (*DTYPES, "int8")
 
 
 def relative(device, *, uses_weights=False):
@@ -15,6 +16,17 @@ def relative(device, *, uses_weights=False):
     if uses_weights and device.name.endswith("bf16"):
         return tolerances.CPU_BF16_ACTIVATIONS
     return tolerances.CPU
+
+
+def attention_relative(device, dtype):
+    """Of attention, for q, K and V of unit variance, K and V as the cache holds them."""
+    if device.name == "reference":
+        return tolerances.REFERENCE
+    if dtype == "int8":
+        return tolerances.CPU_ATTENTION_INT8
+    if dtype == "bfloat16" and device.name.endswith("bf16"):
+        return tolerances.CPU_ATTENTION_BF16
+    return tolerances.CPU_ATTENTION
 
 
 def normal(rng, *shape):
@@ -27,8 +39,21 @@ def weight(rng, shape, dtype):
     return w, w.double().numpy()
 
 
-def rounded(x, dtype):
+def rounded(x, dtype, group=None):
+    """x as a cache of that type holds it. int8: groups of the last dimension share a scale; None: all of it."""
+    if dtype == "int8":
+        return rounded_int8(np.asarray(x, np.float32), group or x.shape[-1])
     return torch.from_numpy(np.ascontiguousarray(x)).to(DTYPES[dtype]).double().numpy()
+
+
+def rounded_int8(x, group):
+    out = np.empty(x.shape)
+    for begin in range(0, x.shape[-1], group):
+        part = x[..., begin : begin + group]
+        scale = torch.from_numpy(np.abs(part).max(-1, keepdims=True) / np.float32(127)).bfloat16().float().numpy()
+        codes = np.clip(np.rint(part / np.where(scale > 0, scale, 1)), -127, 127)
+        out[..., begin : begin + group] = np.where(scale > 0, codes * scale.astype(np.float64), 0)
+    return out
 
 
 def sigmoid(x):
@@ -78,14 +103,17 @@ class PagedSequences:
         store(self.kv, np.full((num_pages * page_size, num_kv_heads, head_dim), np.nan, np.float32), None)
         order = rng.permutation(num_pages)
         self.block_table = np.full((len(lengths), max([*pages, 1])), -1, np.int32)  # unused entries are not read
-        self.k, self.v = [], []
+        self.given_k, self.given_v = [], []
+        self.k, self.v = [], []  # as the cache holds them
         for s, n in enumerate(lengths):
             mine, order = order[: pages[s]], order[pages[s] :]
             self.block_table[s, : pages[s]] = mine
             k, v = normal(rng, n, num_kv_heads, head_dim), normal(rng, n, num_kv_heads, head_dim)
             at = np.arange(n)
             store(self.kv, k, v, np.asarray(mine, np.int64)[at // page_size] * page_size + at % page_size)
-            self.k.append(rounded(k, dtype))
+            self.given_k.append(k.astype(np.float64))
+            self.given_v.append(v.astype(np.float64))
+            self.k.append(rounded(k, dtype, group=32))
             self.v.append(rounded(v, dtype))
 
     def attend(self, q, counts, seqs=None, context=None, **options):

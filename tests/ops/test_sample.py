@@ -40,6 +40,8 @@ def kept_probabilities(logits, p):
     if p.allowed is not None:
         is_kept[:] = False
         is_kept[list(p.allowed)] = True
+    if p.mask:
+        is_kept &= [i // 32 < len(p.mask) and bool(p.mask[i // 32] >> i % 32 & 1) for i in range(len(x))]
     x = np.where(is_kept, x, -np.inf).astype(np.float64)
     if np.isneginf(x).all():
         return None
@@ -90,6 +92,9 @@ CASES = [
     {"bias": {0: 4.0, 1: float("-inf"), 2: -1.5}},
     {"allowed": [1, 4, 5, 9]},
     {"allowed": [7], "top_p": 0.5, "top_k": 3},
+    {"mask": [0b1010110010]},  # ids from 32 on are behind its end
+    {"mask": [0x80000011] * 200, "top_k": 3, "temperature": 0.0},
+    {"mask": [0x00000112] * 200, "top_p": 0.8, "allowed": [1, 4, 5, 9]},
 ]
 
 
@@ -120,6 +125,7 @@ def test_any_parameters_agree_with_the_sorting_model(data):
         min_p=data.draw(st.sampled_from([0.0, 0.0437, 0.31])),
         bias=data.draw(st.dictionaries(tokens, st.sampled_from([-1.0, 0.5, float("-inf")]), max_size=4)),
         allowed=data.draw(st.none() | st.lists(tokens, min_size=1, unique=True).map(sorted)),
+        mask=data.draw(st.lists(st.integers(0, 2**32 - 1), max_size=3)),
         seed=data.draw(st.integers(0, 2**64 - 1)),
         position=data.draw(st.integers(0, 2**40)),
     )

@@ -22,14 +22,16 @@ class ScriptedLLM(AsyncLLM):
         text = "\n".join(str(message["content"]) for message in messages)
         return await self.encode(text + ("<think>" if variables.get("open_think") else ""))
 
-    async def generate(self, prompt, sampling_params=None, *, priority=0, cache_salt=""):
+    async def generate(self, prompt, sampling_params=None, *, priority=0, cache_salt="", deltas=False):
         text, size = self.text, self.size
         for end in range(size, len(text) + size, size):
             await asyncio.sleep(0)
             finished = end >= len(text)
             shown = text[:end]
+            begin = end - size if deltas else 0
+            token_ids = list(range(begin, len(shown)))
             outputs = [
-                CompletionOutput(i, shown, list(range(len(shown))), None, None, "stop" if finished else None, None)
+                CompletionOutput(i, shown[begin:], token_ids, None, None, "stop" if finished else None, None)
                 for i in range(sampling_params.n)
             ]
             metrics = RequestMetrics(0.0, 0.0, 0.0, None, len(prompt["prompt_token_ids"]), 0, len(shown), 0)

@@ -60,6 +60,7 @@ def run(
     json_output: options.Json = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    kv_cache_dtype: options.KvCacheDtype = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Measure prefill and decode on this machine, and the share of its limit that they reach.
@@ -81,6 +82,7 @@ def run(
             repeat=repeat,
             device=device,
             dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
             threads=threads,
             on_stage=lambda name: progress.update(task, description=name),
         )
@@ -112,6 +114,7 @@ def measure(
     repeat: int,
     device: str,
     dtype: str,
+    kv_cache_dtype: str,
     threads: int | None,
     on_stage: Any,
 ) -> dict[str, Any]:
@@ -132,6 +135,7 @@ def measure(
         load_format=load_format,
         device=device,
         dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
         num_threads=threads,
         max_model_len=length,
         max_num_seqs=batch,

@@ -65,7 +65,7 @@ def run(
     quantization: options.Quantization = None,
     activation_mode: options.ActivationMode = "auto",
     packed_cache: options.PackedCache = None,
-    kv_cache_dtype: Annotated[str, typer.Option(help="Type of the KV cache.")] = "auto",
+    kv_cache_dtype: options.KvCacheDtype = "auto",
     max_model_len: options.MaxModelLen = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences in a batch at most.")] = 64,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step at most.")] = None,

@@ -18,13 +18,14 @@ from starlette.types import ASGIApp
 from fastllm import AsyncLLM
 from fastllm.server import dashboard, health, metrics, tokens
 from fastllm.server.answer import error_answer
+from fastllm.server.anthropic import messages
 from fastllm.server.config import ServerConfig
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import ApiError, internal_error
 from fastllm.server.generation import ClientGoneError
 from fastllm.server.guard import Guard
 from fastllm.server.limits import Limiter
-from fastllm.server.openai import chat, completions, models
+from fastllm.server.openai import chat, completions, models, responses
 from fastllm.server.state import ServerState
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -40,6 +41,9 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/models/{model:path}", models.show_model),
     ("POST", "/v1/completions", completions.create_completion),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
+    ("POST", "/v1/responses", responses.create_response),
+    ("POST", "/v1/messages", messages.create_message),
+    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
 )
@@ -107,7 +111,7 @@ def _named(path: str, endpoint: Endpoint) -> Endpoint:
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     RequestContext.of(request).outcome = error.code or error.kind
-    return error_answer(error)
+    return error_answer(error, RequestContext.of(request))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

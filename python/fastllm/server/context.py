@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
@@ -26,6 +26,7 @@ class RequestContext:
     arrival: float = dataclasses.field(default_factory=time.monotonic)
     key: ApiKey | None = None
     endpoint: str = ""
+    speaks_anthropic: bool = False
     status: int = 0
     is_complete: bool = False
     outcome: str = ""
@@ -36,12 +37,18 @@ class RequestContext:
     price: Price | None = None
     # Of each engine request, so far: seconds of the engine, and pages times seconds.
     _costs: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    # Of each engine request: why its sequences have ended.
+    _reasons: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(request: Request) -> RequestContext:
         context = request.scope["fastllm.context"]
         assert isinstance(context, RequestContext)
         return context
+
+    def error_body(self, error: ApiError) -> dict[str, Any]:
+        """The JSON object of an error in the dialect of the endpoint."""
+        return error.anthropic_body(self.request_id) if self.speaks_anthropic else error.body()
 
     @property
     def llm(self) -> AsyncLLM:
@@ -79,7 +86,7 @@ class RequestContext:
         return Cost(device_s, page_s * self.server.page_bytes)
 
     def observe(self, number: int, output: RequestOutput) -> None:
-        """Counts one output of an engine request."""
+        """Counts one output of an engine request; it has what is new."""
         now = time.monotonic()
         tokens = output.metrics.num_generated_tokens
         before = self._last.get(number)
@@ -92,5 +99,8 @@ class RequestContext:
         else:
             self.num_generated_tokens += tokens - before[1]
             self.server.observer.more_output(self, tokens - before[1], now - before[0])
+        for completion in output.outputs:
+            if completion.finish_reason is not None:
+                self._reasons.setdefault(number, []).append(completion.finish_reason)
         if output.finished:
-            self.server.observer.finished(self, output, now)
+            self.server.observer.finished(self, output, self._reasons.pop(number, []), now)

@@ -59,11 +59,9 @@ class Result:
 
 
 class _Sequence:
-    """How much of a sequence its consumer has, and the filter that its text passes."""
+    """Whether a sequence has ended for its consumer, and the filter that its text passes."""
 
     def __init__(self, filters: FilterChain | None) -> None:
-        self.num_chars = 0
-        self.num_tokens = 0
         self.finished = False
         self._filter = filters.stream() if filters is not None else None
 
@@ -71,14 +69,9 @@ class _Sequence:
         """What is new; None if nothing is."""
         if self.finished:
             return None
-        text = completion.text[self.num_chars :]
-        token_ids = completion.token_ids[self.num_tokens :]
-        reason, stop_reason = completion.finish_reason, completion.stop_reason
-        if not text and not token_ids and reason is None:
+        text, reason, stop_reason = completion.text, completion.finish_reason, completion.stop_reason
+        if not text and not completion.token_ids and reason is None:
             return None
-        logprobs = None if completion.logprobs is None else completion.logprobs[self.num_tokens :]
-        self.num_chars += len(text)
-        self.num_tokens += len(token_ids)
         if self._filter is not None:
             text, matched = self._filter.feed(text)
             if not matched and reason is not None:
@@ -87,7 +80,7 @@ class _Sequence:
             if matched:
                 reason, stop_reason = "content_filter", None
         self.finished = reason is not None
-        return Delta(index, text, token_ids, logprobs, reason, stop_reason)
+        return Delta(index, text, completion.token_ids, completion.logprobs, reason, stop_reason)
 
 
 class Generation:
@@ -156,13 +149,17 @@ class Generation:
     async def _one(self, number: int) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         try:
             prompt = {"prompt_token_ids": self._prompts[number]}
-            outputs = self._context.llm.generate(prompt, self._params, priority=self._priority, cache_salt=self._salt)
+            outputs = self._context.llm.generate(
+                prompt, self._params, priority=self._priority, cache_salt=self._salt, deltas=True
+            )
+            failed = False
             async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
                 async for output in stream:
+                    failed = failed or any(c.finish_reason in ("abort", "error") for c in output.outputs)
                     yield number, output
         except FastLLMError as error:
             raise from_engine(error, self._renamed) from error
-        if any(c.finish_reason in ("abort", "error") for c in output.outputs):
+        if failed:
             raise ApiError(500, "the model failed on this request", code="engine_error")
 
     @property

@@ -41,7 +41,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = scope["headers"]
-        context = RequestContext(self._state, _request_id(headers))
+        context = RequestContext(
+            self._state, _request_id(headers), speaks_anthropic=route_path(scope).startswith("/v1/messages")
+        )
         scope["fastllm.context"] = context
 
         async def send_with_id(message: Message) -> None:
@@ -65,7 +67,7 @@ class Guard:
                 if context.status:
                     raise
                 context.outcome = error.code or error.kind
-                await error_answer(error)(scope, receive, send_with_id)
+                await error_answer(error, context)(scope, receive, send_with_id)
         except Exception:
             # A bug: the cause goes to the log, a fixed text to the client. Tracebacks hold code, not data.
             _logger.exception("request %s failed", context.request_id)
@@ -73,7 +75,7 @@ class Guard:
             if context.status and not context.is_complete:
                 raise  # in the middle of a stream: the connection is closed, so that nobody takes it for whole
             if not context.status:
-                await error_answer(internal_error())(scope, receive, send_with_id)
+                await error_answer(internal_error(), context)(scope, receive, send_with_id)
         finally:
             self._state.observer.answered(context, scope["method"])
             if self._state.config.log_requests:

@@ -81,14 +81,13 @@ class Metrics(Observer):
             self.itl.add(seconds / num_tokens, num_tokens)
             self.fine_itl.add(seconds / num_tokens, num_tokens)
 
-    def finished(self, context: RequestContext, output: RequestOutput, now: float) -> None:
+    def finished(self, context: RequestContext, output: RequestOutput, reasons: list[str], now: float) -> None:
         metrics = output.metrics
-        for completion in output.outputs:
-            self.finished_reasons[completion.finish_reason or "abort"] += 1
+        self.finished_reasons.update(reasons)
         self.e2e.add(now - context.arrival)
         self.prompt_tokens.add(metrics.num_prompt_tokens)
         self.generation_tokens.add(metrics.num_generated_tokens)
-        self.n.add(len(output.outputs))
+        self.n.add(len(reasons))
         if metrics.inter_token_s is not None:
             self.request_itl.add(metrics.inter_token_s)
         if metrics.queued_s is not None and metrics.first_token_s is not None and metrics.total_s is not None:
@@ -178,6 +177,12 @@ class _Counters(Collector):
         read = s["num_steps"] * self._plan["weight_bytes"] + s["num_context_tokens"] * self._token_bytes
         yield self._counter("fastllm:engine_read_bytes", "Weights once a step, and the K/V of all contexts.", read)
         yield self._counter("fastllm:nonfinite_rows", "Rows of logits with NaN or infinity.", s["num_nonfinite_rows"])
+        yield self._counter("fastllm:grammar_masks", "Masks of structured outputs that were asked for.", s["num_masks"])
+        yield self._counter(
+            "fastllm:grammar_masks_late",
+            "Of these, not there in time: a token was computed again.",
+            s["num_late_masks"],
+        )
 
     def _requests(self) -> Iterator[Metric]:
         m = self._metrics

@@ -19,8 +19,8 @@ class Observer:
     def more_output(self, context: RequestContext, num_tokens: int, seconds: float) -> None:
         """It has given more, ``seconds`` after the last."""
 
-    def finished(self, context: RequestContext, output: RequestOutput, now: float) -> None:
-        """It has ended by itself."""
+    def finished(self, context: RequestContext, output: RequestOutput, reasons: list[str], now: float) -> None:
+        """It has ended by itself, each of its sequences for one of the reasons."""
 
     def answered(self, context: RequestContext, method: str) -> None:
         """A request of the API has been answered, or its client has gone."""

@@ -158,11 +158,12 @@ class _Completion:
         null_usage: dict[str, Any] = {"usage": None} if wants_usage(self.body) else {}
         async with contextlib.aclosing(self.generation.deltas()) as batches:
             async for deltas in batches:
-                for delta in deltas:
-                    chunk = self.envelope([self._chunk(delta, writers[delta.index], echoed)])
-                    chunk.update({"usage": self.generation.usage()} if wants_running_usage(self.body) else null_usage)
-                    if _says_something(chunk["choices"][0]):
-                        yield event(chunk)
+                usage = {"usage": self.generation.usage()} if wants_running_usage(self.body) else null_usage
+                choices = [self._chunk(delta, writers[delta.index], echoed) for delta in deltas]
+                # All that a step has brought is one write to the connection.
+                yield b"".join(
+                    event({**self.envelope([choice]), **usage}) for choice in choices if _says_something(choice)
+                )
         if wants_usage(self.body):
             yield event({**self.envelope([]), "usage": self.generation.usage()})
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from fastllm import SamplingParams
+from fastllm import SamplingParams, StructuredOutputsParams
 from fastllm.server.errors import invalid
 from fastllm.server.filters import FilterChain
 
@@ -26,6 +26,21 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """As in vLLM; the engine checks that exactly one kind is given."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+
+    def params(self) -> StructuredOutputsParams:
+        values = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return StructuredOutputsParams(**values)
 
 
 class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -55,6 +70,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     skip_special_tokens: bool | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[Int] | None = None
+    structured_outputs: StructuredOutputs | None = None
     priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | None = None
     cache_salt: str | None = None
     include_cost: bool | None = None
@@ -75,6 +91,8 @@ def sampling_params(body: SamplingFields, **more: Any) -> SamplingParams:
     values = {name: getattr(body, name) for name in _SAME_NAME if getattr(body, name) is not None}
     if body.stop is not None:
         values["stop"] = [body.stop] if isinstance(body.stop, str) else body.stop
+    if body.structured_outputs is not None:
+        values["structured_outputs"] = body.structured_outputs.params()
     values.update(more)
     return SamplingParams(**values)
 

@@ -1,0 +1,145 @@
+// The host's side of a device: memory, streams, graphs, launches. No CUDA header here; fl/cuda_host.cu implements it
+// with the CUDA runtime, fl/simt/host.cpp on emulated memory. Every call is checked and throws Error(kDevice) or
+// Error(kOutOfMemory).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "cuda/fl/launch_config.h"
+#include "cuda/fl/simt/options.h"
+
+namespace fl {
+
+struct DeviceOptions {
+  int ordinal = 0;     // of the GPU; the emulator has one device
+  int arch = 90;       // emulated chip: 80, 89 or 90, for its limits
+  simt::Options simt;  // of the emulator
+};
+
+struct DeviceProperties {
+  std::string name;
+  int arch = 0;  // 80, 89, 90, ...
+  int num_sms = 0;
+  int64_t smem_per_block = 0;  // most dynamic shared memory of a launch
+  int64_t total_bytes = 0;
+};
+
+// Thread contract: every function may be called from any thread.
+class Device {
+ public:
+  explicit Device(const DeviceOptions& options);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  [[nodiscard]] const DeviceProperties& properties() const;
+  [[nodiscard]] int64_t free_bytes() const;
+
+  // Aligned to 256 bytes. The emulator fills new memory with 0xff, puts guards around it, and takes all access from the
+  // host except within the copies of a Stream.
+  void* allocate(int64_t bytes, const char* what);
+  void release(void* memory) noexcept;
+  // Host memory that copies need not stage. Zeroed.
+  void* allocate_pinned(int64_t bytes, const char* what);
+  void release_pinned(void* memory) noexcept;
+  // Options of later launches (emulator only).
+  void set_simt_options(const simt::Options& options);
+
+  struct Impl;
+  [[nodiscard]] Impl& impl() const { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// Owned device or pinned memory.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(Device& device, int64_t bytes, const char* what)
+      : device_(&device), data_(static_cast<std::byte*>(device.allocate(bytes, what))), size_(bytes) {}
+  ~DeviceBuffer() {
+    if (data_ != nullptr) device_->release(data_);
+  }
+  DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+
+  [[nodiscard]] std::byte* data() const { return data_; }
+  [[nodiscard]] int64_t size() const { return size_; }
+
+ private:
+  void swap(DeviceBuffer& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+  Device* device_ = nullptr;
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Work recorded once and run many times with the same addresses.
+class Graph {
+ public:
+  Graph();
+  ~Graph();
+  Graph(Graph&&) noexcept;
+  Graph& operator=(Graph&&) noexcept;
+
+  struct Impl;
+  [[nodiscard]] Impl& impl() const { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// An ordered queue of work. The emulator does everything at once. Thread contract: one thread at a time.
+class Stream {
+ public:
+  explicit Stream(Device& device);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  [[nodiscard]] Device& device() const { return device_; }
+
+  // Host memory must stay as it is until the stream has come past the copy.
+  void upload(void* device, const void* host, int64_t bytes);
+  void download(void* host, const void* device, int64_t bytes);
+  void copy(void* to, const void* from, int64_t bytes);  // on the device
+  void fill(void* device, uint8_t byte, int64_t bytes);
+  void synchronize();  // returns when all is done; throws what went wrong
+
+  // Between the two, work is recorded and not done.
+  void begin_capture();
+  [[nodiscard]] Graph end_capture();
+  void run(const Graph& graph);
+
+  // For fl::launch.
+  struct Argument {
+    void* data;
+    std::size_t bytes;
+  };
+  void launch_cuda(const LaunchConfig& config, const void* kernel, std::span<void* const> arguments);
+  void launch_emulated(const LaunchConfig& config, std::function<void()> body, std::span<const Argument> arguments);
+
+  struct Impl;
+  [[nodiscard]] Impl& impl() const { return *impl_; }
+
+ private:
+  Device& device_;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace fl

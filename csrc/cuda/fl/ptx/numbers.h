@@ -1,0 +1,184 @@
+// Conversions, packed arithmetic on pairs of halves, bit selection, approximate functions.
+#pragma once
+
+#include "cuda/fl/types.h"
+
+namespace fl {
+
+// One value. Rounding is to nearest even; NaN stays NaN; to_f16 overflows to infinity; to_e4m3 saturates at +-448.
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ inline float to_float(f16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+__device__ inline bf16 to_bf16(float x) {
+  bf16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+__device__ inline f16 to_f16(float x) {
+  f16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+template <class T>
+__device__ inline T from_float(float x) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return to_bf16(x);
+  } else if constexpr (std::is_same_v<T, f16>) {
+    return to_f16(x);
+  } else {
+    return x;
+  }
+}
+
+// Two values in a register.
+__device__ inline uint32_t pack_bf16x2(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+__device__ inline uint32_t pack_f16x2(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+__device__ inline Vec<float, 2> unpack_bf16x2(uint32_t x) {
+  return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)};
+}
+__device__ inline Vec<float, 2> unpack_f16x2(uint32_t x) {
+  return {to_float(f16{static_cast<uint16_t>(x)}), to_float(f16{static_cast<uint16_t>(x >> 16)})};
+}
+
+// a * b + c, and what follows from it, rounded once.
+__device__ inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t y;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+  return y;
+}
+__device__ inline uint32_t add_f16x2(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+__device__ inline uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+__device__ inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+__device__ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t y;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+  return y;
+}
+// sm_80 and sm_89 have no packed bf16 add or multiply: the same result by one fma with 1 or -0.
+__device__ inline uint32_t add_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, 0x3f803f80u, b); }
+__device__ inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(b, 0xbf80bf80u, a); }
+__device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, b, 0x80008000u); }
+
+// e4m3 and halves. The conversion from e4m3 is exact; the other way saturates at +-448 and keeps NaN.
+__device__ inline uint32_t f16x2_from_e4m3x2(uint16_t x) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t y;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(y) : "h"(x));
+  return y;
+#else
+  // Sign to bit 15, the seven others one to the right of the top: a half of value / 256, then times 256. The NaN code
+  // 0x7f would be 480.
+  const uint32_t wide = (static_cast<uint32_t>(x & 0xff) << 8) | (static_cast<uint32_t>(x >> 8) << 24);
+  const uint32_t y = mul_f16x2((wide & 0x80008000u) | ((wide & 0x7f007f00u) >> 1), 0x5c005c00u);
+  const uint32_t low_nan = (x & 0x7fu) == 0x7fu ? 0x7fffu : 0u;
+  const uint32_t high_nan = (x & 0x7f00u) == 0x7f00u ? 0x7fff0000u : 0u;
+  return y | low_nan | high_nan;
+#endif
+}
+__device__ inline float to_float(e4m3 x) {
+  return to_float(f16{static_cast<uint16_t>(f16x2_from_e4m3x2(static_cast<uint16_t>(x.bits)))});
+}
+__device__ inline e4m3 to_e4m3(float x) {
+#if __CUDA_ARCH__ >= 890
+  uint16_t y;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(y) : "f"(0.0f), "f"(x));
+  return {static_cast<uint8_t>(y)};
+#else
+  const uint32_t u = __float_as_uint(x);
+  const uint8_t sign = static_cast<uint8_t>((u >> 24) & 0x80u);
+  const uint32_t a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) return {0x7f};
+  if (a >= 0x43e00000u) return {static_cast<uint8_t>(sign | 0x7eu)};  // 448 and above
+  if (a < 0x3c800000u) {  // below 2^-6: a multiple of 2^-9; adding 2^14 leaves it in the last bits, rounded to even
+    return {static_cast<uint8_t>(sign | (__float_as_uint(__uint_as_float(a) + 16384.0f) & 0xfu))};
+  }
+  const uint32_t rounded = a + 0x7ffffu + ((a >> 20) & 1u);
+  return {static_cast<uint8_t>(sign | ((rounded - 0x3c000000u) >> 20))};
+#endif
+}
+
+// Bits. prmt: byte i of the result is byte selector[4i..4i+2] of {a, b}. lop3: bit i is Lut[4 a_i + 2 b_i + c_i].
+__device__ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t y;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
+  return y;
+}
+template <uint8_t Lut>
+__device__ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(y) : "r"(a), "r"(b), "r"(c), "n"(Lut));
+  return y;
+}
+// High, or low, word of {high, low} shifted by `shift` modulo 32.
+__device__ inline uint32_t funnel_shift_left(uint32_t low, uint32_t high, uint32_t shift) {
+  return __funnelshift_l(low, high, shift);
+}
+__device__ inline uint32_t funnel_shift_right(uint32_t low, uint32_t high, uint32_t shift) {
+  return __funnelshift_r(low, high, shift);
+}
+__device__ inline int popc(uint32_t x) { return __popc(x); }
+__device__ inline int clz(uint32_t x) { return __clz(static_cast<int>(x)); }
+__device__ inline int ffs(uint32_t x) { return __ffs(static_cast<int>(x)); }  // 1 + lowest set bit, 0 for 0
+__device__ inline uint32_t mul_hi(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+// c + sum of four products of signed bytes.
+__device__ inline int32_t dp4a(int32_t a, int32_t b, int32_t c) { return __dp4a(a, b, c); }
+
+// sin(pi x) and cos(pi x).
+__device__ inline Vec<double, 2> sin_cos_pi(double x) {
+  Vec<double, 2> y;
+  ::sincospi(x, &y.v[0], &y.v[1]);
+  return y;
+}
+
+// Approximations of the hardware: relative error about 2^-22 (tanh 2^-11), exact where IEEE has a special value.
+__device__ inline float ex2(float x) {
+  float y;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float lg2(float x) {
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float rsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float rcp(float x) {
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace fl

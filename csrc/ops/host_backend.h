@@ -1,0 +1,28 @@
+// The memory half of backends whose device is the host.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "core/buffer.h"
+#include "ops/ops.h"
+
+namespace fastllm {
+
+class HostBackend : public Backend {
+ public:
+  [[nodiscard]] bool shares_host_memory() const final { return true; }
+  [[nodiscard]] DeviceMemory allocate(int64_t bytes, const char* what, Contents) final {
+    auto buffer = std::make_shared<Buffer>(bytes, what);  // zero in any case, and not resident until touched
+    std::byte* data = buffer->data();
+    return {std::move(buffer), data, bytes};
+  }
+  void upload(void* to, const void* from, int64_t bytes) final {
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+  void download(void* to, const void* from, int64_t bytes) final {
+    if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+};
+
+}  // namespace fastllm

@@ -1,0 +1,1 @@
+"""Structured outputs: grammars through llguidance (extra ``[structured]``), masks made beside the engine."""

@@ -1,0 +1,66 @@
+"""Whole models through the CUDA kernels in the emulator: every architecture against transformers, and batch invariance
+of whole generations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import CASES, Case, make_model, prompt_ids, reference_greedy, reference_logits, save, settle_rope
+
+fastllm = pytest.importorskip("fastllm")
+
+NUM_TOKENS = 8
+TOLERANCE = 1e-4
+
+
+def _open(folder: Path, case: Case, **options: Any) -> Any:
+    return fastllm.LLM(
+        str(folder), device="cuda:emulated", max_model_len=case.max_model_len, **{"dtype": "float32", **options}
+    )
+
+
+def _params(**values: Any) -> Any:
+    return fastllm.SamplingParams(**{"temperature": 0, "max_tokens": NUM_TOKENS, "ignore_eos": True, **values})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_tokens_and_logprobs_are_those_of_transformers(case: Case, tmp_path: Path) -> None:
+    model = make_model(case)
+    save(model, tmp_path)
+    settle_rope(model, case)
+    ids = prompt_ids(case)
+    rows = torch.log_softmax(reference_logits(model, ids).double(), -1)
+    tokens, margin = reference_greedy(model, ids, NUM_TOKENS)
+    with _open(tmp_path, case) as llm:
+        output = llm.generate([ids], _params(prompt_logprobs=0))[0]
+    for i in range(1, len(ids)):
+        wanted = float(rows[i - 1, ids[i]])
+        got = output.prompt_logprobs[i][ids[i]].logprob
+        assert abs(got - wanted) <= TOLERANCE * max(1.0, abs(wanted)), f"position {i}: {got} is not {wanted}"
+    if margin > 10 * TOLERANCE:
+        assert list(output.outputs[0].token_ids) == tokens
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
+def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(tmp_path: Path, kv_dtype: str) -> None:
+    case = CASES[0]
+    save(make_model(case), tmp_path)
+    prompts = [prompt_ids(case, seed)[:n] for seed, n in ((1, 24), (2, 1), (3, 17), (4, 33))]
+    params = _params(logprobs=1)
+
+    def generate(llm: Any, some: list[list[int]]) -> list[Any]:
+        results = llm.generate(some, params)
+        return [
+            [(t, o[t].logprob) for t, o in zip(r.outputs[0].token_ids, r.outputs[0].logprobs, strict=True)]
+            for r in results
+        ]
+
+    options = {"dtype": "bfloat16", "kv_cache_dtype": kv_dtype, "max_num_seqs": 4}
+    with _open(tmp_path, case, **options) as llm:
+        together = generate(llm, prompts)
+        assert [generate(llm, [p])[0] for p in prompts] == together
+    with _open(tmp_path, case, max_num_batched_tokens=7, **options) as llm:
+        assert generate(llm, prompts) == together
