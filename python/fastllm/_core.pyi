@@ -48,7 +48,7 @@ class OpsKvCache:
     def page_bytes(self, page: int) -> bytes: ...
 
 class OpsSampleRow:
-    def __init__(self, *, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, seed: int, sequence: int, position: int, counts: Sequence[tuple[int, int, bool]], bias: Sequence[tuple[int, float]], allowed: Sequence[int], wants_logprob: bool, num_top: int, forced_token: int) -> None: ...
+    def __init__(self, *, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, seed: int, sequence: int, position: int, counts: Sequence[tuple[int, int, bool]], bias: Sequence[tuple[int, float]], allowed: Sequence[int], mask: Sequence[int], wants_logprob: bool, num_top: int, forced_token: int) -> None: ...
 
 class OpsBackend:
     def __init__(self, device: str, num_threads: int = 0) -> None: ...
@@ -286,6 +286,12 @@ class RequestDelta:
     def metrics(self) -> RequestMetrics: ...
 
     @property
+    def embedding(self) -> bytes:
+        """
+        float32 in the machine's byte order; empty but for the last delta of an embedding
+        """
+
+    @property
     def finish_reason(self) -> str | None: ...
 
     @property
@@ -356,7 +362,20 @@ class Engine:
 
     def open_channel(self) -> Channel: ...
 
-    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '') -> int: ...
+    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', pooling: str = '', mask_key: int = 0, first_mask: bytes | None = None) -> int:
+        """
+        With pooling last or mean nothing is generated: the result is the prompt's embedding.
+        """
+
+    def poll_mask_tasks(self, timeout_s: float) -> list[tuple[int, int, int, int]]:
+        """
+        Waits for (mask_key, request_id, index, token): the mask after this token is wanted. Token -1: the request with this key has ended.
+        """
+
+    def reply_masks(self, replies: Sequence[tuple[int, int, bytes | None, str]]) -> None:
+        """
+        (request_id, index, mask, error): the mask, as bytes with the bit i % 8 of byte i // 8 set if token i is allowed. None: the sequence ends, because the grammar is complete or with this error.
+        """
 
     def abort(self, request_id: int) -> None: ...
 
