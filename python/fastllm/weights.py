@@ -47,7 +47,8 @@ class HeldWeights:
             native.fill_random(seed=seed)
             return
         self.quantization = self._describe(self._plan)
-        if cache is None:
+        # A device's memory cannot be read from a file: it is packed anew.
+        if cache is None or native.device_free_bytes > 0:
             self._pack(self._plan, native, show_progress)
         else:
             self._load_through(Path(cache), self._plan, native, show_progress)
