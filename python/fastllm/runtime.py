@@ -114,7 +114,7 @@ class Runtime:
         self.chat_template: ChatTemplate | None = None
         with text_folder(folder) as texts:
             if not options.skip_tokenizer_init:
-                self.tokenizer = _load_tokenizer(texts, options.tokenizer)
+                self.tokenizer = load_tokenizer(texts, options.tokenizer)
                 self.chat_template = load_chat_template(texts)
             self.eos_token_ids = _eos_ids(texts, config, self.tokenizer)
 
@@ -528,7 +528,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
+def load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
     """That of the model folder, if it has one, or of the folder that the user names."""
     check_text_files(folder)
     if given is not None:
