@@ -4,15 +4,16 @@
 # make stubs     type stubs of the native module, after a change of its bindings
 # make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
 # make fuzz      each parser for a minute (SECONDS=600 for longer), with atheris if it is installed
-# make soak      the server's long tests
-# make bench     speed of this machine and share of its limits
+# make cuda      libfastllm_cuda.so for three architectures, and its gate on spills, stack frames and registers
+# make soak      the server's tests with 100,000 random bodies, and ten minutes of mixed clients
+# make bench     speed of this machine and share of its limits; each kernel alone
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint stubs sanitize fuzz bench soak clean
+.PHONY: cuda demo test lint stubs sanitize fuzz bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --temperature 0.8 --seed 0 --stream
@@ -24,18 +25,24 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc tests -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 
 # After a change of csrc/bindings: the type stubs of the extension that is installed in the environment.
 stubs: $(VENV)/.test
 	$(BIN)/python -m pip install -q nanobind
 	$(BIN)/python -m nanobind.stubgen -q -m fastllm._core -o python/fastllm/_core.pyi
 
+# The table of kernels needs Google Benchmark (Debian: libbenchmark-dev); without it CMake says so and the rest stands.
 bench: $(VENV)/.installed
 	$(BIN)/fastllm bench
+	-cmake -S . -B build/bench -DFASTLLM_BENCH=ON -DFASTLLM_PYTHON=OFF && cmake --build build/bench -j --target fastllm_bench \
+	  && build/bench/benches/native/fastllm_bench
+
+cuda:
+	PATH="$(abspath $(BIN)):$$PATH" tools/build_cuda.sh
 
 soak: $(VENV)/.test
-	FASTLLM_FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/server -s
+	FASTLLM_FUZZ_BODIES=100000 FASTLLM_SOAK_SECONDS=600 $(BIN)/python -m pytest tests/server -s
 
 sanitize:
 	tools/sanitize.sh

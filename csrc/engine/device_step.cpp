@@ -16,6 +16,7 @@ int64_t DeviceStep::bytes(const Backend& backend, const StepLimits& limits) {
   plan.take<int32_t>(limits.max_seqs + 1);    // query_start
   plan.take<int32_t>(limits.max_seqs);        // context_len
   plan.take<int32_t>(limits.max_logit_rows);  // logit_rows
+  plan.take<int32_t>(limits.max_tokens);      // pooled_rows
   plan.take<int32_t>(checked_mul(limits.max_seqs, limits.max_pages_per_seq, "block table"));
   return plan.used();
 }
@@ -26,7 +27,7 @@ DeviceStep::DeviceStep(Backend& backend, const StepLimits& limits)
 }
 
 DeviceStep::Arrays DeviceStep::upload(const Step& step) {
-  if (backend_.shares_host_memory()) return {step.view, step.logit_rows};
+  if (backend_.shares_host_memory()) return {step.view, step.logit_rows, step.pooled_rows};
   Arena arena({memory_.data(), staging_.size()});
   const auto place = [&]<class T>(const std::vector<T>& from) {
     T* to = arena.take<T>(static_cast<int64_t>(from.size()));
@@ -34,13 +35,14 @@ DeviceStep::Arrays DeviceStep::upload(const Step& step) {
     if (!from.empty()) std::memcpy(staged, from.data(), from.size() * sizeof(T));
     return to;
   };
-  Arrays out{step.view, {}};
+  Arrays out{step.view, {}, {}};
   out.view.slots = place(step.slots);
   out.view.token_ids = place(step.token_ids);
   out.view.positions = place(step.positions);
   out.view.query_start = place(step.query_start);
   out.view.context_len = place(step.context_len);
   out.logit_rows = {place(step.logit_rows), step.logit_rows.size()};
+  out.pooled_rows = {place(step.pooled_rows), step.pooled_rows.size()};
   out.view.block_table = place(step.block_table);
   backend_.upload(memory_.data(), staging_.data(), arena.used());
   return out;

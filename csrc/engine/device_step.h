@@ -17,6 +17,7 @@ class DeviceStep {
   struct Arrays {
     StepView view;
     std::span<const int32_t> logit_rows;
+    std::span<const int32_t> pooled_rows;
   };
   // Valid until the next call.
   Arrays upload(const Step& step);

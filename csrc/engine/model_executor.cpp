@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/fault.h"
 #include "engine/request.h"
@@ -48,7 +49,10 @@ ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& lim
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
       decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits),
-      device_step_(*model_->backend, limits) {}
+      device_step_(*model_->backend, limits) {
+  if (model_->backend->shares_host_memory()) return;
+  hidden_.resize(narrow<std::size_t>(checked_mul(limits.max_tokens, model_->spec.hidden_size, "hidden states")));
+}
 
 void ModelExecutor::execute(Step& step) {
   FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
@@ -59,6 +63,7 @@ void ModelExecutor::execute(Step& step) {
   const double forward_begin_s = monotonic_s();
   const DeviceStep::Arrays arrays = device_step_.upload(step);
   float* logits = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+  pool(step, arrays.pooled_rows);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
@@ -70,6 +75,23 @@ void ModelExecutor::execute(Step& step) {
                   .stride = vocab,
                   .rows = step.rows.data(),
                   .results = step.results.data()});
+}
+
+void ModelExecutor::pool(const Step& step, std::span<const int32_t> token_rows) {
+  if (token_rows.empty()) return;
+  const Mat hidden = decoder_.hidden_states(token_rows);
+  const int64_t width = hidden.cols;
+  const float* rows = hidden.row<float>(0);
+  if (!model_->backend->shares_host_memory()) {
+    model_->backend->download(hidden_.data(), rows, hidden.rows * width * static_cast<int64_t>(sizeof(float)));
+    rows = hidden_.data();
+  }
+  for (const PooledRows& one : step.pooled) {
+    for (int64_t row = one.begin; row < one.end; ++row) {
+      const float* x = rows + row * width;
+      for (int64_t e = 0; e < width; ++e) one.sum[e] += static_cast<double>(x[e]);
+    }
+  }
 }
 
 }  // namespace fastllm

@@ -8,9 +8,10 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <vector>
 
+#include "engine/device_step.h"
 #include "engine/model_executor.h"
+#include "engine/step.h"
 
 namespace fastllm {
 
@@ -29,13 +30,17 @@ class Scorer {
   [[nodiscard]] int64_t vocab_size() const { return model_->spec.vocab_size; }
 
  private:
+  [[nodiscard]] StepLimits limits() const;
+  void build_step(std::span<const int32_t> ids, int64_t first_row);
+
   ModelClaim model_;
   int64_t page_size_;
   int64_t max_tokens_;
   int64_t chunk_;
   KvStorage kv_;
   Decoder decoder_;
-  std::vector<int32_t> block_table_;  // page i of the sequence is page i
+  DeviceStep device_step_;
+  Step step_;  // page i of the sequence is page i of the storage
   int64_t num_tokens_ = 0;
 };
 

@@ -52,6 +52,8 @@ void with_instance(const AttentionShape& shape, F&& f) {
       return with_dim(KvHalf<fl::bf16>{});
     case DType::kF16:
       return with_dim(KvHalf<fl::f16>{});
+    case DType::kI8:
+      return with_dim(KvInt8{});
     case DType::kF32:
     case DType::kI32:
     case DType::kI64:

@@ -51,7 +51,7 @@ __device__ inline int64_t sequence_of(const int32_t* query_start, int64_t num_se
   return low;
 }
 
-// registers: 64
+// registers: 80
 template <class T>
 __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams<T> p) {
   auto& shared = *fl::smem<AttentionShared>();
@@ -73,9 +73,9 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
     const int64_t j = chunk + lane;
     float score = -INFINITY;
     if (j >= first && j <= position) {
-      const T* k = p.kv.row(pages[j / kPageSize], false, kv_head, j % kPageSize);
+      const KvRow<T> k = p.kv.row(pages[j / kPageSize], false, kv_head, j % kPageSize);
       float dot = 0.0f;
-      for (int32_t d = 0; d < p.head_dim; ++d) dot = fmaf(q[d], fl::to_float(k[d]), dot);
+      for (int32_t d = 0; d < p.head_dim; ++d) dot = fmaf(q[d], k[d], dot);
       score = dot * p.scale;
       if (p.softcap > 0.0f) score = p.softcap * tanhf(score / p.softcap);
     }
@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
     for (int32_t d = lane; d < p.head_dim; d += kWarp) {
       float value = out[d] * keep;
       for (int64_t i = chunk < first ? first - chunk : 0; i < kWarp && chunk + i <= position; ++i) {
-        const T* v = p.kv.row(pages[(chunk + i) / kPageSize], true, kv_head, (chunk + i) % kPageSize);
-        value = fmaf(shared.weights[i], fl::to_float(v[d]), value);
+        const KvRow<T> v = p.kv.row(pages[(chunk + i) / kPageSize], true, kv_head, (chunk + i) % kPageSize);
+        value = fmaf(shared.weights[i], v[d], value);
       }
       out[d] = value;
     }
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
 void attention_simple(fl::Stream& stream, const PagedAttentionArgs& args) {
   const KvSpec& spec = args.kv.spec;
   const StepView& step = *args.step;
-  with_device_type(spec.dtype, [&]<class T>(T) {
+  with_kv_type(spec.dtype, [&]<class T>(T) {
     const AttentionParams<T> p{device_mat(args.q),
                                device_mat(args.out),
                                kv_pages<T>(args.kv),

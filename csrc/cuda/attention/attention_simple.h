@@ -1,4 +1,4 @@
-// The plain kernel: every cache of floats, every head size.
+// The plain kernel: every type of cache, every head size.
 #pragma once
 
 #include "cuda/fl/host.h"

@@ -137,7 +137,7 @@ __device__ void attend_unit(const AttentionParams& p, const Rows<Format, D, NT>&
   unit.finish();
 }
 
-// registers: 168
+// registers: 232
 template <class Format, int D, int NT>
 __global__ void __launch_bounds__(kMaxWarps * 32, 2) attention_decode_kernel(AttentionParams p) {
   auto* shared = fl::smem<std::byte>();

@@ -1,6 +1,6 @@
 // The host entry: which kernels a call takes, and the bounds of their grids.
 //
-// Caches of 16 bits with a head size that has an instance go to decode, merge and prefill, which share a step's sequences out among
+// Caches of 8 and 16 bits with a head size that has an instance go to decode, merge and prefill, which share a step's sequences out among
 // themselves on the device (plan.h); everything else goes to the plain kernel. That is a matter of the model alone, so
 // a row's bits do not depend on the step.
 #include <algorithm>
@@ -19,8 +19,8 @@ namespace {
 constexpr int64_t kUnitsPerSequence = 32;
 
 PagesView pages_view(const KvLayer& kv) {
-  const int64_t part_bytes = kv_part_size(kv.spec) * size_of(kv.spec.dtype);
-  return {kv.data, kv.page_bytes, part_bytes, 2 * part_bytes, 2 * part_bytes};
+  return {kv.data, kv.page_bytes, kv_part_size(kv.spec) * size_of(kv.spec.dtype), k_scales_offset(kv.spec),
+          v_scales_offset(kv.spec)};
 }
 
 AttentionParams params_of(const PagedAttentionArgs& args, const AttentionCells& cells) {
@@ -78,8 +78,7 @@ AttentionCells AttentionCells::take(Arena& arena, const OpLimits& limits) {
 
 void paged_attention(fl::Stream& stream, const PagedAttentionArgs& args, const Workspace& workspace) {
   const KvSpec& spec = args.kv.spec;
-  const bool is_half = spec.dtype == DType::kBF16 || spec.dtype == DType::kF16;
-  if (!is_half || !has_instance(spec.head_dim)) return attention_simple(stream, args);
+  if (spec.dtype == DType::kF32 || !has_instance(spec.head_dim)) return attention_simple(stream, args);
   if (args.step->num_tokens == 0) return;
   const AttentionParams p = params_of(args, workspace.attention_cells);
   const AttentionShape shape = shape_of(args);

@@ -23,7 +23,7 @@ constexpr int kRing = 4;  // stages; 70 KB with D = 256 in 16 bits, so the 99 KB
 
 // NT: o and its running sum take D / 4 * NT registers each. int8 takes some more, and has half the bytes to share among rows.
 template <class Format, int D>
-constexpr int kColumnBlocks = D <= (Format::kHasScales ? 96 : 128) ? 2 : 1;
+constexpr int kColumnBlocks = D <= (Format::kHasScales ? 80 : 128) ? 2 : 1;
 template <class Format, int D>
 constexpr int kBlockRows = 8 * kColumnBlocks<Format, D> * kWarps;
 
@@ -38,7 +38,7 @@ class StageStream {
   __device__ StageStream(const AttentionParams& p, int32_t s, int32_t kv_head, int32_t lowest, int32_t highest,
                          std::byte* ring)
       : p_(p), pages_(p.block_table + s * p.max_pages), kv_head_(kv_head), lowest_(lowest), highest_(highest),
-        ring_(ring), next_(lowest / kTileTokens * kTileTokens) {
+        ring_(ring) {
     fl::sync_threads();  // the ring is free
     for (int i = 0; i < kRing - 1; ++i) fetch();
   }
@@ -46,46 +46,37 @@ class StageStream {
     fl::cp_async_wait<kRing - 2>();
     fl::sync_threads();
     fetch();
-    std::byte* stage = ring_ + read_ * kBytes;
-    read_ = (read_ + 1) % kRing;
-    return stage;
+    return ring_ + num_fetched_ % kRing * kBytes;  // kRing stages behind the next
   }
 
  private:
   static constexpr int kBytes = kStageSlots * Slot<Format, D>::kBytes;
 
   __device__ void fetch() {
-    if (next_ <= highest_) {
+    const int in_tile = num_fetched_ % (2 * kTileStages);
+    const int32_t tile = lowest_ / kTileTokens + num_fetched_ / (2 * kTileStages);
+    if (tile * kTileTokens <= highest_) {
       constexpr int kThreadsPerSlot = kThreads / kStageSlots;
       const int thread = static_cast<int>(threadIdx.x);
       const int slot = thread / kThreadsPerSlot;
-      const int32_t token = next_ + kSlotTokens * (kStageSlots * half_ + slot);
+      const int32_t token = tile * kTileTokens + kSlotTokens * (in_tile % kTileStages * kStageSlots + slot);
       int32_t num_valid = highest_ + 1 - token;
       if (num_valid > kSlotTokens) num_valid = kSlotTokens;
       if (token + kSlotTokens <= lowest_) num_valid = 0;
       const int32_t page = num_valid > 0 ? pages_[token / p_.page_size] : 0;
-      Slot<Format, D>::fill(fl::smem_addr(ring_ + write_ * kBytes + slot * Slot<Format, D>::kBytes), p_.pages, page,
-                            p_.page_size, token % p_.page_size, kv_head_, is_v_, num_valid, thread % kThreadsPerSlot,
-                            kThreadsPerSlot);
-      write_ = (write_ + 1) % kRing;
-      half_ = (half_ + 1) % kTileStages;
-      if (half_ == 0) {
-        if (is_v_) next_ += kTileTokens;
-        is_v_ = !is_v_;
-      }
+      std::byte* to = ring_ + num_fetched_ % kRing * kBytes + slot * Slot<Format, D>::kBytes;
+      Slot<Format, D>::fill(fl::smem_addr(to), p_.pages, page, p_.page_size, token % p_.page_size, kv_head_,
+                            in_tile >= kTileStages, num_valid, thread % kThreadsPerSlot, kThreadsPerSlot);
     }
     fl::cp_async_commit();
+    ++num_fetched_;
   }
 
   const AttentionParams& p_;
   const int32_t* pages_;
   int32_t kv_head_, lowest_, highest_;
   std::byte* ring_;
-  int32_t next_;  // first position of the tile
-  int half_ = 0;  // stage of the tile
-  bool is_v_ = false;
-  int write_ = 0;
-  int read_ = 0;
+  int num_fetched_ = 0;
 };
 
 // registers: 255

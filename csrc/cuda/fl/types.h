@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(FL_SIMT)
+#if !defined(__CUDACC__)
 #define __global__
 #define __device__
 #define __host__

@@ -28,7 +28,7 @@ struct RmsNormShared {
   float sums[Warps];
 };
 
-// registers: 40
+// registers: 64
 template <int Warps>
 __global__ void __launch_bounds__(Warps * 32) rms_norm_kernel(RmsNormParams p) {
   const int64_t row = blockIdx.x;

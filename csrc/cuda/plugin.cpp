@@ -1,0 +1,30 @@
+#include "cuda/plugin.h"
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "cuda/cuda_backend.h"
+
+namespace fastllm {
+namespace {
+
+int num_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+Backend* make_backend(int ordinal) {
+  return new cuda::CudaBackend("cuda:" + std::to_string(ordinal), {.ordinal = ordinal, .arch = 0, .simt = {}});
+}
+
+}  // namespace
+}  // namespace fastllm
+
+extern "C" __attribute__((visibility("default"))) const fastllm::CudaPlugin fastllm_cuda_plugin;
+const fastllm::CudaPlugin fastllm_cuda_plugin = {fastllm::kCudaPluginVersion, CUDART_VERSION, FASTLLM_CUDA_ARCHS,
+                                                 fastllm::num_devices, fastllm::make_backend};

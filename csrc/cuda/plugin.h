@@ -1,0 +1,23 @@
+// The border of libfastllm_cuda.so: what the loader looks up in it. Errors cross it as fastllm::Error.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/ops.h"
+
+namespace fastllm {
+
+// Of the types in ops.h that cross the border; both sides are built from one tree, and this refuses a stray library.
+constexpr int kCudaPluginVersion = 1;
+
+struct CudaPlugin {
+  int version;
+  int runtime_version;  // of CUDA, e.g. 13000: the least that the driver must know
+  const char* archs;    // built for, e.g. "80-real, 90a-real, 80-virtual"
+  int (*num_devices)();
+  Backend* (*make_backend)(int ordinal);
+};
+
+constexpr const char* kCudaPluginSymbol = "fastllm_cuda_plugin";
+
+}  // namespace fastllm
