@@ -94,8 +94,7 @@ std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig 
   config.vocab_size = model->spec.vocab_size;
   config.hidden_size = model->spec.hidden_size;
   check(config);
-  auto executor =
-      std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
+  auto executor = std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
   return std::make_unique<Engine>(config, std::move(executor));
 }
 
@@ -172,6 +171,9 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("backend_name", [](const Model& self) { return std::string(self.backend->name()); })
       .def_prop_ro("num_threads", [](const Model& self) { return self.backend->num_threads(); })
       .def_prop_ro("page_size", [](const Model& self) { return self.backend->page_size(); })
+      .def_prop_ro(
+          "device_free_bytes", [](const Model& self) { return self.backend->free_bytes(); },
+          "Free memory of the device; 0 where it is the host's.")
       .def("weight_bytes", &Model::weight_bytes)
       .def(
           "step_bytes",
@@ -209,10 +211,10 @@ void bind_model(nb::module_& m) {
           },
           "config"_a, "kv_dtype"_a, Release());
   nb::class_<Scorer>(m, "Scorer", "Whole rows of logits of one sequence at a time, for evaluation.")
-      .def(nb::new_([](const std::shared_ptr<Model>& model, int64_t max_tokens, int64_t chunk,
-                       const std::string& kv_dtype) {
-             return std::make_unique<Scorer>(model, max_tokens, chunk, parse_kv_dtype(kv_dtype));
-           }),
+      .def(nb::new_(
+               [](const std::shared_ptr<Model>& model, int64_t max_tokens, int64_t chunk, const std::string& kv_dtype) {
+                 return std::make_unique<Scorer>(model, max_tokens, chunk, parse_kv_dtype(kv_dtype));
+               }),
            "model"_a, nb::kw_only(), "max_tokens"_a, "chunk"_a, "kv_dtype"_a)
       .def("append", &append, "token_ids"_a, "logits"_a,
            "Appends tokens to the sequence; logits [rows, V] gets what follows each of the last `rows` of them.")

@@ -9,7 +9,7 @@
 namespace fastllm::cuda {
 
 CudaBackend::CudaBackend(std::string name, const fl::DeviceOptions& options)
-    : name_(std::move(name)), device_(std::make_shared<fl::Device>(options)), stream_(*device_) {}
+    : name_(std::move(name)), device_(std::make_shared<fl::Device>(options)), stream_(*device_), sampler_(*device_) {}
 
 DeviceMemory CudaBackend::allocate(int64_t bytes, const char* what, Contents contents) {
   struct Owner {
@@ -117,33 +117,36 @@ Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
 int64_t CudaBackend::scratch_bytes(const OpLimits& limits) const {
   Arena plan;
   Workspace::take(plan, limits);
-  return plan.used();
+  return plan.used() + Sampler::bytes(limits);
+}
+
+void CudaBackend::run(uint64_t key, const std::function<void()>& work) {
+  if (key == 0) return work();
+  auto it = graphs_.find(key);
+  if (it == graphs_.end()) {
+    stream_.begin_capture();
+    try {
+      work();
+    } catch (...) {
+      (void)stream_.end_capture();  // what was recorded so far is of no use
+      throw;
+    }
+    it = graphs_.emplace(key, stream_.end_capture()).first;
+  }
+  stream_.run(it->second);
 }
 
 void CudaBackend::reserve(const OpLimits& limits) {
-  workspace_memory_ = fl::DeviceBuffer(*device_, scratch_bytes(limits), "workspace");
+  graphs_.clear();
+  Arena plan;
+  Workspace::take(plan, limits);
+  workspace_memory_ = fl::DeviceBuffer(*device_, plan.used(), "workspace");
   Arena arena({workspace_memory_.data(), static_cast<std::size_t>(workspace_memory_.size())});
   workspace_ = Workspace::take(arena, limits);
   stream_.fill(workspace_.gemm.tickets, 0, workspace_.gemm.num_tickets * static_cast<int64_t>(sizeof(uint32_t)));
   stream_.synchronize();
 
-  const int64_t num_logits = checked_mul(limits.max_logit_rows, limits.vocab_size, "logits");
-  logits_ = Buffer(checked_mul(num_logits, size_of(DType::kF32), "logits"), "logits on the host");
-  Arena plan;
-  SampleScratch::take(plan, limits.vocab_size);
-  sample_memory_ = Buffer(plan.used(), "sampling");
-  Arena sampling({sample_memory_.data(), static_cast<std::size_t>(sample_memory_.size())});
-  sample_scratch_ = SampleScratch::take(sampling, limits.vocab_size);
-}
-
-void CudaBackend::sample(const SampleArgs& args) {
-  FASTLLM_CHECK(args.stride == args.vocab_size, "rows of logits lie apart");
-  auto* logits = reinterpret_cast<float*>(logits_.data());
-  download(logits, args.logits, args.num_rows * args.vocab_size * size_of(DType::kF32));
-  for (int64_t r = 0; r < args.num_rows; ++r) {
-    const std::span row(logits + r * args.vocab_size, static_cast<std::size_t>(args.vocab_size));
-    args.results[r] = sample_row(row, args.rows[r], sample_scratch_);
-  }
+  sampler_.reserve(limits);
 }
 
 void CudaBackend::copy_pages(const CopyPagesArgs& args) {

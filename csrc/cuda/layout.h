@@ -90,7 +90,7 @@ decltype(auto) with_device_type(DType t, F&& f) {
     case DType::kI8:
       break;
   }
-  fail(ErrorKind::kInternal, "cuda: ", name_of(t), " is not a float type");
+  fail(ErrorKind::kUnsupportedModel, "cuda: ", name_of(t), " is not there yet");
 }
 // The same for the types of a KV cache: floats and int8.
 template <class F>

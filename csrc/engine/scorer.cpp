@@ -1,6 +1,7 @@
 #include "engine/scorer.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <utility>
 
@@ -24,9 +25,9 @@ Scorer::Scorer(std::shared_ptr<Model> model, int64_t max_tokens, int64_t chunk, 
       chunk_(checked_size("chunk", chunk, 1 << 24)),
       kv_(model_->kv_specs(kv_dtype), ceil_div(max_tokens, page_size_), *model_->backend),
       decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits()),
-      device_step_(*model_->backend, limits()) {
-  step_.block_table.resize(static_cast<std::size_t>(limits().max_pages_per_seq));
-  std::iota(step_.block_table.begin(), step_.block_table.end(), 0);
+      device_step_(*model_->backend, limits()),
+      block_table_(static_cast<std::size_t>(ceil_div(max_tokens, page_size_))) {
+  std::iota(block_table_.begin(), block_table_.end(), 0);
 }
 
 StepLimits Scorer::limits() const { return {chunk_, 1, chunk_, ceil_div(max_tokens_, page_size_)}; }
@@ -37,42 +38,34 @@ void Scorer::append(std::span<const int64_t> token_ids, int64_t first_row, float
   if (num_tokens_ + count > max_tokens_) {
     fail(ErrorKind::kInvalidRequest, "scorer: ", num_tokens_, " + ", count, " tokens, at most ", max_tokens_, " fit");
   }
+  std::vector<int32_t> positions(static_cast<std::size_t>(count));
+  std::iota(positions.begin(), positions.end(), static_cast<int32_t>(num_tokens_));
+  const std::vector<int64_t> slots(positions.begin(), positions.end());
+
   for (int64_t begin = 0; begin < count; begin += chunk_) {
     const int64_t end = std::min(begin + chunk_, count);
-    build_step(std::span(ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)),
-               std::max<int64_t>(first_row - begin, 0));
-    const DeviceStep::Arrays arrays = device_step_.upload(step_);
+    const std::array<int32_t, 2> query_start{0, static_cast<int32_t>(end - begin)};
+    const auto context_len = static_cast<int32_t>(num_tokens_ + end - begin);
+    std::vector<int32_t> rows(static_cast<std::size_t>(std::max<int64_t>(end - std::max(begin, first_row), 0)));
+    std::iota(rows.begin(), rows.end(), static_cast<int32_t>(std::max(begin, first_row) - begin));
+    StepView step;
+    step.num_tokens = end - begin;
+    step.num_seqs = 1;
+    step.max_pages = static_cast<int64_t>(block_table_.size());
+    step.max_context_len = context_len;
+    step.token_ids = ids.data() + begin;
+    step.positions = positions.data() + begin;
+    step.query_start = query_start.data();
+    step.context_len = &context_len;
+    step.block_table = block_table_.data();
+    step.slots = slots.data() + begin;
+    const DeviceStep::Arrays arrays = device_step_.upload({step, rows, {}});
     const float* found = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+    const int64_t num_logits = checked_mul(static_cast<int64_t>(rows.size()), vocab_size());
+    model_->backend->download(logits, found, num_logits * size_of(DType::kF32));
+    logits += num_logits;
     num_tokens_ += end - begin;
-    const int64_t size = checked_mul(static_cast<int64_t>(step_.logit_rows.size()), vocab_size());
-    if (size == 0) continue;
-    model_->backend->download(logits, found, size * static_cast<int64_t>(sizeof(float)));
-    logits += size;
   }
-}
-
-// The next tokens of the sequence; logits of those from first_row on.
-void Scorer::build_step(std::span<const int32_t> ids, int64_t first_row) {
-  const auto count = static_cast<int64_t>(ids.size());
-  step_.token_ids.assign(ids.begin(), ids.end());
-  step_.positions.resize(ids.size());
-  std::iota(step_.positions.begin(), step_.positions.end(), static_cast<int32_t>(num_tokens_));
-  step_.slots.assign(step_.positions.begin(), step_.positions.end());
-  step_.query_start = {0, static_cast<int32_t>(count)};
-  step_.context_len = {static_cast<int32_t>(num_tokens_ + count)};
-  step_.logit_rows.resize(static_cast<std::size_t>(std::max<int64_t>(count - first_row, 0)));
-  std::iota(step_.logit_rows.begin(), step_.logit_rows.end(), static_cast<int32_t>(first_row));
-  StepView& view = step_.view;
-  view.num_tokens = count;
-  view.num_seqs = 1;
-  view.max_pages = static_cast<int64_t>(step_.block_table.size());
-  view.max_context_len = num_tokens_ + count;
-  view.token_ids = step_.token_ids.data();
-  view.positions = step_.positions.data();
-  view.query_start = step_.query_start.data();
-  view.context_len = step_.context_len.data();
-  view.block_table = step_.block_table.data();
-  view.slots = step_.slots.data();
 }
 
 }  // namespace fastllm

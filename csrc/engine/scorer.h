@@ -8,10 +8,9 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
-#include "engine/device_step.h"
 #include "engine/model_executor.h"
-#include "engine/step.h"
 
 namespace fastllm {
 
@@ -31,7 +30,6 @@ class Scorer {
 
  private:
   [[nodiscard]] StepLimits limits() const;
-  void build_step(std::span<const int32_t> ids, int64_t first_row);
 
   ModelClaim model_;
   int64_t page_size_;
@@ -40,7 +38,7 @@ class Scorer {
   KvStorage kv_;
   Decoder decoder_;
   DeviceStep device_step_;
-  Step step_;  // page i of the sequence is page i of the storage
+  std::vector<int32_t> block_table_;  // page i of the sequence is page i
   int64_t num_tokens_ = 0;
 };
 

@@ -67,6 +67,8 @@ class Decoder {
   // Final hidden states [rows, E] of token rows of the last forward(): what the output head reads, normed. Valid until
   // the next call of either.
   Mat hidden_states(std::span<const int32_t> token_rows);
+  // What forward() returns for R > 0.
+  [[nodiscard]] float* logits() const { return activations_.logits; }
 
  private:
   void add_and_norm(const NormSpec* norm, const float* weight, bool has_delta, const Activations& a) const;
