@@ -92,6 +92,7 @@ StepLimits limits_of(const EngineConfig& config) {
 std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig config, const std::string& kv_dtype) {
   config.page_size = model->backend->page_size();
   config.vocab_size = model->spec.vocab_size;
+  config.hidden_size = model->spec.hidden_size;
   check(config);
   auto executor = std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
   return std::make_unique<Engine>(config, std::move(executor));
@@ -119,8 +120,8 @@ nb::dict measure_limits(int num_threads) {
     ThreadPool pool(num_threads);
     const CpuIsa isa = choose_isa(nullptr);
     read = measure_read_bandwidth(pool);
-    float32 = measure_peak_flops(pool, isa, DType::kF32);
-    bfloat16 = measure_peak_flops(pool, isa, DType::kBF16);
+    float32 = measure_peak_ops(pool, isa, DType::kF32);
+    bfloat16 = measure_peak_ops(pool, isa, DType::kBF16);
   }
   nb::dict out;
   out["read_bytes_per_s"] = read;

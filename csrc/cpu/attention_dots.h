@@ -29,6 +29,12 @@ struct DotBf16 {
   static constexpr int64_t kPairBytes = pair_block_bytes(KvElem::kBF16);
   static FASTLLM_INLINE Vec nothing() { return zero(); }
   static FASTLLM_INLINE Pairs load(const std::byte* p) { return load_pairs(p); }
+  // Returns what it stores.
+  static FASTLLM_INLINE Vec round_and_store(int16_t* p, Vec x) {
+    const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+    return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16))};
+  }
 };
 #endif
 
@@ -45,7 +51,7 @@ struct DotTile : TileBase {
   int64_t num_pairs = (job.head_dim + 1) / 2;
 
   // A row of packed q: its pairs, then (int8) the scales of its groups.
-  [[nodiscard]] FASTLLM_INLINE std::byte* packed_q(int64_t row) const { return job.packed_q + row * 4 * padded_dim; }
+  [[nodiscard]] FASTLLM_INLINE std::byte* packed_q(int64_t row) const { return job.packed_q + row * kPackedQBytes * padded_dim; }
   [[nodiscard]] FASTLLM_INLINE float q_scale(int64_t row, int64_t group) const {
     float s;
     __builtin_memcpy(&s, packed_q(row) + 4 * (num_pairs + group), sizeof(s));
@@ -66,7 +72,7 @@ struct DotTile : TileBase {
         const float scale = q_scale(row, d / kScaleDims);
         store_i16(codes, scale > 0.0f ? div(load_n(q + d, n), set1(scale)) : zero());
       } else {
-        store_bf16(reinterpret_cast<uint16_t*>(codes), load_n(q + d, n));
+        F::round_and_store(codes, load_n(q + d, n));
       }
       // The step after an odd head size is 0, in q as in K.
       __builtin_memcpy(to + 2 * d, codes, static_cast<std::size_t>(2 * ((n + 1) / 2 * 2)));
@@ -145,21 +151,18 @@ struct DotTile : TileBase {
     Vec sum = zero();
     Vec largest = zero();
     Vec poison = zero();
-    for (int64_t j = seen.first; j < seen.last; ++j) {
-      const Mask is_seen = seen.mask(j);
-      Vec p = select(is_seen, exp(sub(load(s + j * kLanes), offset)), zero());
+    for_seen(seen, [&](int64_t j, auto mask) __attribute__((always_inline)) {
+      Vec p = select(mask, exp_negative(sub(load(s + j * kLanes), offset)), zero());
       if constexpr (kIsInt8) {
         sum = add(sum, p);
-        p = select(is_seen, mul(p, load_bf16(page(j) + job.v_scale_offset)), zero());
+        p = select(mask, mul(p, load_bf16(page(j) + job.v_scale_offset)), zero());
         store(s + j * kLanes, p);
         largest = max(largest, p);
         poison = fma(p, zero(), poison);
       } else {
-        uint16_t* to = reinterpret_cast<uint16_t*>(weights) + j * kLanes;
-        store_bf16(to, p);
-        sum = add(sum, load_bf16(reinterpret_cast<const std::byte*>(to)));
+        sum = add(sum, F::round_and_store(weights + j * kLanes, p));
       }
-    }
+    });
     job.out.l[row] = reduce_add(sum);
     if constexpr (kIsInt8) {
       const float top = reduce_max(largest);

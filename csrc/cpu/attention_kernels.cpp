@@ -78,11 +78,11 @@ struct FmaTile : TileBase {
     job.out.m[row] = m;
     const Vec offset = set1(m == -kInfinity ? 0.0f : m);
     Vec sum = zero();
-    for (int64_t j = seen.first; j < seen.last; ++j) {
-      const Vec p = select(seen.mask(j), exp(sub(load(s + j * kLanes), offset)), zero());
+    for_seen(seen, [&](int64_t j, auto mask) __attribute__((always_inline)) {
+      const Vec p = select(mask, exp_negative(sub(load(s + j * kLanes), offset)), zero());
       store(s + j * kLanes, p);
       sum = add(sum, p);
-    }
+    });
     job.out.l[row] = reduce_add(sum);
   }
 
@@ -209,6 +209,9 @@ void run_dot_tile(const AttentionTileJob& job) {
   const DotTile<F> tile{{job}, p_scale};
   const auto [page_begin, page_end] = pages_seen(job);
   int64_t row = 0;
+  if constexpr (kIsWide) {
+    for (; row + 8 <= job.num_rows; row += 8) tile.template score_pages<8, 2>(row, page_begin, page_end);
+  }
   for (; row + 4 <= job.num_rows; row += 4) tile.template score_pages<4, kIsWide ? 4 : 1>(row, page_begin, page_end);
   for (; row + 2 <= job.num_rows; row += 2) tile.template score_pages<2, kIsWide ? 4 : 2>(row, page_begin, page_end);
   for (; row < job.num_rows; ++row) tile.template score_pages<1, 4>(row, page_begin, page_end);

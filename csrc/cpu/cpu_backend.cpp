@@ -48,6 +48,8 @@ Scratch Scratch::take(Arena& arena, const OpLimits& limits, int num_threads) {
   s.groups = arena.take<RowGroup>(s.max_groups);
 
   s.max_seqs = limits.max_seqs;
+  s.seq_order = arena.take<int32_t>(limits.max_seqs);
+  s.run_start = arena.take<int32_t>(limits.max_seqs + 1);
   s.item_start = arena.take<int64_t>(limits.max_seqs + 1);
   const int64_t padded_dim = round_up(limits.head_dim, kLanes);
   const auto take_state = [&] {
@@ -60,7 +62,7 @@ Scratch Scratch::take(Arena& arena, const OpLimits& limits, int num_threads) {
   for (int i = 0; i < num_threads; ++i) {
     PerThread t;
     t.q = arena.take<float>(kAttentionRows * padded_dim);
-    t.packed_q = arena.take<std::byte>(kAttentionRows * padded_dim * 4);
+    t.packed_q = arena.take<std::byte>(kAttentionRows * padded_dim * kPackedQBytes);
     t.scores = arena.take<float>(kAttentionRows * kTileTokens);
     t.weights = arena.take<int16_t>(kAttentionRows * kTileTokens);
     t.sum = take_state();

@@ -55,7 +55,9 @@ struct Scratch {
   RowGroup* groups = nullptr;
   int64_t max_groups = 0;
 
-  int64_t* item_start = nullptr;  // [S + 1] attention items before each sequence
+  int32_t* seq_order = nullptr;   // [S] attention: sequences, those that share a prefix side by side
+  int32_t* run_start = nullptr;   // [S + 1] where each run of them begins
+  int64_t* item_start = nullptr;  // [S + 1] items before each run
   int64_t max_seqs = 0;
   std::vector<PerThread> threads;
 

@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/sampling_scans.h"
+
 namespace fastllm::cpu {
 
 enum class Elem : uint8_t { kF32, kBF16, kF16 };
@@ -31,6 +33,7 @@ constexpr int64_t kTileTokens = 256;  // attention tile, at absolute positions
 constexpr int64_t kTilePages = kTileTokens / kPageTokens;
 constexpr int64_t kAttentionRows = 32;  // (query token, head) rows of one attention item
 
+constexpr int64_t kPackedQBytes = 4;    // per number of q: what pack_q() leaves never needs more
 constexpr int64_t kScaleDims = 32;      // dimensions of K that share a scale in an int8 page
 constexpr int64_t kScaleBytes = 2 * kLanes;  // bf16 scales of the 16 tokens of a page
 
@@ -51,6 +54,7 @@ struct IntFormat {
   int64_t group = 0;  // columns of an activation group: 32, 64, 128
   ScaleKind scales = ScaleKind::kF16;
   Planes planes = Planes::kOne;
+  int32_t zero = 0;  // of symmetric weights; 0: each scale has one of its own
 };
 constexpr int64_t kRowScaleBytes = 4 * kPanelRows;
 
@@ -101,7 +105,7 @@ struct AttentionState {
 
 struct AttentionTileJob {
   const float* q = nullptr;       // [num_rows, head_dim]
-  std::byte* packed_q = nullptr;  // the same as pack_q() leaves it, 4 * padded head_dim bytes a row
+  std::byte* packed_q = nullptr;  // the same as pack_q() leaves it, kPackedQBytes * padded head_dim bytes a row
   int64_t num_rows = 0;
   int64_t head_dim = 0;
   const std::byte* kv = nullptr;  // page 0, at the K part of the kv head
@@ -173,7 +177,9 @@ struct ElementwiseKernels {
 struct ProbeKernels {
   void (*read)(const std::byte* data, int64_t bytes, float* sink);  // bytes: a multiple of 256
   double (*fma_loop)(int64_t num_rounds);                           // returns floating point operations done
-  double (*dot_loop)(int64_t num_rounds);  // bf16 dot products; nullptr where the level lacks them
+  // The same with bf16 dot products, and with those of unsigned and signed bytes; nullptr where the level lacks them.
+  double (*bf16_dot_loop)(int64_t num_rounds);
+  double (*int8_dot_loop)(int64_t num_rounds);
 };
 
 struct KernelTable {
@@ -182,6 +188,7 @@ struct KernelTable {
   const LinearEntry* linear_dequant;  // int8, int4 with bf16 activations, then the same with float32
   const AttentionKernels* attention;
   const ElementwiseKernels* elementwise;
+  const SampleScans* sampling;
   const ProbeKernels* probe;
 };
 
@@ -195,5 +202,6 @@ struct KernelTable {
   extern const LinearEntry kLinearDequantKernels[];    \
   extern const AttentionKernels kAttentionKernels;     \
   extern const ElementwiseKernels kElementwiseKernels; \
+  extern const SampleScans kSamplingKernels;           \
   extern const ProbeKernels kProbeKernels;             \
   }

@@ -8,11 +8,11 @@ namespace fastllm::cpu::FASTLLM_ISA {
 
 // exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln 2 / 2. 0 below the smallest normal number; infinity above 88,
 // a little early, so that 2^n is always representable. NaN stays NaN.
-FASTLLM_INLINE Vec exp(Vec x) {
-  const Vec lowest = set1(-87.33654f);
-  const Vec highest = set1(88.0f);
+constexpr float kLowestExponent = -87.33654f;
+constexpr float kHighestExponent = 88.0f;
+
+FASTLLM_INLINE Vec exp_in_range(Vec clamped) {
   const Vec magic = set1(12582912.0f);  // 1.5 * 2^23: the sum has its integer part in the low mantissa bits
-  const Vec clamped = min(highest, max(lowest, x));
   const Vec t = fma(clamped, set1(1.44269504088896341f), magic);
   const Vec n = sub(t, magic);
   Vec r = fma(n, set1(-0.693359375f), clamped);
@@ -23,10 +23,20 @@ FASTLLM_INLINE Vec exp(Vec x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   p = add(fma(p, mul(r, r), r), set1(1.0f));
-  Vec y = scale2(p, t);
-  y = select(less(highest, x), set1(kInfinity), y);
-  y = select(less(x, lowest), zero(), y);
+  return scale2(p, t);
+}
+
+FASTLLM_INLINE Vec exp(Vec x) {
+  Vec y = exp_in_range(min(set1(kHighestExponent), max(set1(kLowestExponent), x)));
+  y = select(less(set1(kHighestExponent), x), set1(kInfinity), y);
+  y = select(less(x, set1(kLowestExponent)), zero(), y);
   return select(is_number(x), y, x);
+}
+
+// exp of x <= 0, the same bits. (max() lets a NaN in its second argument through.)
+FASTLLM_INLINE Vec exp_negative(Vec x) {
+  const Vec y = exp_in_range(max(set1(kLowestExponent), x));
+  return select(less(x, set1(kLowestExponent)), zero(), y);
 }
 
 FASTLLM_INLINE Vec sigmoid(Vec x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }

@@ -60,6 +60,7 @@ class EngineCore {
   void end_by_grammar();
   void fork_children(const Sequence& parent);
   void process(const ScheduledTokens& item, int64_t row_begin, int64_t row_end);
+  void finish_embedding(Sequence& sequence);
   void append_token(Sequence& sequence, int64_t row, RequestDelta& delta);
   void decide_end(Sequence& sequence, int32_t token, RequestDelta& delta);
   [[nodiscard]] TokenLogprobs logprobs_of(int64_t row) const;
@@ -81,10 +82,10 @@ class EngineCore {
   std::vector<int64_t> finished_;                  // requests to erase
   std::vector<std::shared_ptr<Channel>> touched_;  // channels with news since the last flush
   std::shared_ptr<MaskExchange> masks_;
-  std::vector<MaskReply> replies_;                 // just taken
-  std::vector<MaskReply> endings_;                 // of these, the ones that end their sequence after the step
-  bool is_blocked_ = false;                        // the last plan was empty
-  std::vector<ScheduledTokens> step_items_;        // of the running step; outlives the plan
+  std::vector<MaskReply> replies_;           // just taken
+  std::vector<MaskReply> endings_;           // of these, the ones that end their sequence after the step
+  bool is_blocked_ = false;                  // the last plan was empty
+  std::vector<ScheduledTokens> step_items_;  // of the running step; outlives the plan
   Step* step_ = nullptr;
   int64_t num_unscheduled_ = 0;
   double charged_until_s_ = 0.0;  // 0: the engine was idle

@@ -18,6 +18,7 @@ int64_t DeviceStep::bytes(const Backend& backend, const StepLimits& limits) {
   plan.take<int32_t>(limits.max_seqs + 1);    // query_start
   plan.take<int32_t>(limits.max_seqs);        // context_len
   plan.take<int32_t>(limits.max_logit_rows);  // logit_rows
+  plan.take<int32_t>(limits.max_tokens);      // pooled_rows
   plan.take<int32_t>(checked_mul(limits.max_seqs, limits.max_pages_per_seq, "block table"));
   return plan.used();
 }
@@ -56,7 +57,7 @@ DeviceStep::Arrays DeviceStep::upload_decode(const Arrays& host, int64_t num_seq
   view.context_len = padded_.context_len.data();
   view.block_table = padded_.block_table.data();
   view.slots = padded_.slots.data();
-  return send({view, padded_.logit_rows});
+  return send({view, padded_.logit_rows, {}});
 }
 
 DeviceStep::Arrays DeviceStep::send(const Arrays& host) {
@@ -75,6 +76,7 @@ DeviceStep::Arrays DeviceStep::send(const Arrays& host) {
   out.view.query_start = place(step.query_start, step.num_seqs + 1);
   out.view.context_len = place(step.context_len, step.num_seqs);
   out.logit_rows = {place(host.logit_rows.data(), std::ssize(host.logit_rows)), host.logit_rows.size()};
+  out.pooled_rows = {place(host.pooled_rows.data(), std::ssize(host.pooled_rows)), host.pooled_rows.size()};
   out.view.block_table = place(step.block_table, step.num_seqs * step.max_pages);
   backend_.upload(memory_.data(), staging_.data(), arena.used());
   return out;

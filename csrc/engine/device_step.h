@@ -18,6 +18,7 @@ class DeviceStep {
   struct Arrays {
     StepView view;
     std::span<const int32_t> logit_rows;
+    std::span<const int32_t> pooled_rows;
   };
   // The same arrays on the device, valid until the next call.
   Arrays upload(const Arrays& host);

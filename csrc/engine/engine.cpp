@@ -19,7 +19,9 @@ namespace fastllm {
 
 struct Engine::Impl {
   Impl(const EngineConfig& engine_config, std::unique_ptr<Executor> executor)
-      : config(engine_config), core(std::make_unique<EngineCore>(engine_config, std::move(executor))), masks(core->masks()) {
+      : config(engine_config),
+        core(std::make_unique<EngineCore>(engine_config, std::move(executor))),
+        masks(core->masks()) {
     stats = core->stats();
     try {
       thread = std::thread([this] { run(); });
@@ -182,7 +184,9 @@ void Engine::reply_masks(std::vector<MaskReply> replies) {
   impl_->check_process();
   impl_->masks->reply(std::move(replies));
   // Taken once, so that the engine thread is either before its look at the replies, or asleep and woken.
-  { const std::scoped_lock lock(impl_->mutex); }
+  {
+    const std::scoped_lock lock(impl_->mutex);
+  }
   impl_->wake.notify_one();
 }
 

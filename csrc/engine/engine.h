@@ -22,9 +22,10 @@ namespace fastllm {
 struct Submission {
   std::vector<int64_t> prompt_token_ids;
   SamplingParams params;
-  int64_t priority = 0;    // lower is served first
-  std::string cache_salt;  // requests share cached prefixes only with requests of the same salt; <= 256 bytes
-  std::optional<MaskSource> masks;  // of requests that a grammar constrains
+  Pooling pooling = Pooling::kNone;  // otherwise nothing is generated: the result is the prompt's embedding
+  int64_t priority = 0;              // lower is served first
+  std::string cache_salt;            // requests share cached prefixes only with requests of the same salt; <= 256 bytes
+  std::optional<MaskSource> masks;   // of requests that a grammar constrains
 };
 
 struct EngineStats {
@@ -47,7 +48,7 @@ struct EngineStats {
   int64_t num_nonfinite_rows = 0;
   int64_t num_masks = 0;       // asked for
   int64_t num_late_masks = 0;  // not there when the token was to be drawn: it was computed again
-  double last_step_s = 0.0;  // monotonic clock, 0: none yet
+  double last_step_s = 0.0;    // monotonic clock, 0: none yet
   // Seconds since the start. What a request is charged adds up to charged_s; the parts are of all steps.
   double charged_s = 0.0;
   double aborted_s = 0.0;  // of that, charged to sequences that were aborted

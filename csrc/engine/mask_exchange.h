@@ -66,6 +66,7 @@ class MaskExchange {
   [[nodiscard]] bool is_closed() const;
   // The engine has ended.
   void close() noexcept;
+
  private:
   struct State;
   State* state_;  // leaked in a forked child: its lock and waiters belong to threads that are not there

@@ -222,6 +222,7 @@ void Scheduler::check_integrity() const {
   for (const Sequence* s : running_) {
     FASTLLM_CHECK(s->state == SequenceState::kRunning, "a running sequence has another state");
     FASTLLM_CHECK(s->num_remaining() >= 1, "a running sequence has nothing to compute");
+    FASTLLM_CHECK(!s->is_late || (s->awaits_mask && s->num_remaining() == 1), "a sequence rests that could run");
     FASTLLM_CHECK(std::cmp_greater_equal(s->pages.size(), cache_.pages_for(s->num_computed)), "pages are missing");
     FASTLLM_CHECK(s->num_published * config_.page_size <= s->num_computed, "published before it was computed");
     for (const int32_t page : s->pages) ++holders[static_cast<std::size_t>(page)];

@@ -2,13 +2,15 @@
 // the calls made so far.
 //
 // Order everywhere: priority (lower first), then submission, then index in the request. A step takes
-//   1. every running sequence that decodes (one token) and does not rest (Sequence::is_late), best first. If one needs a page and there is none, the worst
-//      running sequence gives up its pages and waits to be recomputed (it may be that one itself);
+//   1. every running sequence that decodes (one token) and does not rest (Sequence::is_late), best first. If one needs
+//      a page and there is none, the worst running sequence gives up its pages and waits to be recomputed (it may be
+//      that one itself);
 //   2. running sequences that still read their prompt, as many tokens as the budgets of tokens and logit rows leave;
 //   3. waiting sequences, strictly in order: the head is admitted when pages for all its tokens are there (so a prompt
 //      never stops halfway), with one page kept for each running sequence, or nothing behind it is looked at.
-// Progress: the plan is empty only while sequences rest. If nothing runs, every page is available, and a sequence that could not fit was refused at submission; so
-// the head is admitted. FCFS: whoever waits is overtaken only by better priorities.
+// Progress: the plan is empty only while sequences rest. If nothing runs, every page is available, and a sequence that
+// could not fit was refused at submission; so the head is admitted. FCFS: whoever waits is overtaken only by better
+// priorities.
 // With static_batching the third is closed from the moment when the batch is full, or nobody waits, until all of it has
 // ended. Sequences that have ended leave the batch and cost nothing more.
 // Waiting sequences hold no pages. Nothing here allocates after a sequence was added, so no step can run out of memory.

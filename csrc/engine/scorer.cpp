@@ -59,7 +59,7 @@ void Scorer::append(std::span<const int64_t> token_ids, int64_t first_row, float
     step.context_len = &context_len;
     step.block_table = block_table_.data();
     step.slots = slots.data() + begin;
-    const DeviceStep::Arrays arrays = device_step_.upload({step, rows});
+    const DeviceStep::Arrays arrays = device_step_.upload({step, rows, {}});
     const float* found = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
     const int64_t num_logits = checked_mul(static_cast<int64_t>(rows.size()), vocab_size());
     model_->backend->download(logits, found, num_logits * size_of(DType::kF32));

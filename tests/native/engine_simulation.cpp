@@ -7,6 +7,7 @@
 // A failure prints its seed; run that seed alone with --schedules 1 --seed S. Seeds that once failed are in
 // tests/seeds.
 #include <algorithm>
+#include <functional>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -54,12 +55,73 @@ void collect(Channel& channel, Outputs& outputs) {
   }
 }
 
+// Makes the masks of a grammar that is a hash of the tokens so far: some tokens are allowed, sometimes it is complete.
+class MaskMaker {
+ public:
+  MaskMaker(std::shared_ptr<MaskExchange> exchange, int64_t vocab_size)
+      : exchange_(std::move(exchange)), vocab_size_(vocab_size) {}
+
+  std::vector<uint32_t> mask_after(int64_t key, const std::vector<int32_t>& output) const {
+    std::vector<uint32_t> mask(static_cast<std::size_t>((vocab_size_ + 31) / 32), 0);
+    const uint64_t hash = hash_of(key, output);
+    for (int64_t t = 0; t < vocab_size_; ++t) {
+      const bool allowed =
+          t == static_cast<int64_t>(hash % static_cast<uint64_t>(vocab_size_)) || (hash >> (t % 60) & 1);
+      if (allowed) mask[static_cast<std::size_t>(t / 32)] |= 1u << (t % 32);
+    }
+    return mask;
+  }
+
+  void take_tasks() {
+    for (const MaskTask& task : exchange_->poll(0.0)) {
+      if (task.token < 0) {
+        require(++ended_[task.key] == 1, "a request with a grammar ended twice");
+      } else {
+        require(!ended_.contains(task.key), "a mask is wanted for a request that has ended");
+        pending_.push_back(task);
+      }
+    }
+  }
+  // Answers the oldest `count` tasks.
+  void answer(std::size_t count) {
+    std::vector<MaskReply> replies;
+    for (; count > 0 && !pending_.empty(); --count) {
+      const MaskTask task = pending_.front();
+      pending_.erase(pending_.begin());
+      std::vector<int32_t>& output = outputs_[{task.request_id, task.index}];
+      output.push_back(task.token);
+      MaskReply reply{.request_id = task.request_id, .index = task.index, .mask = {}, .error = ""};
+      if (hash_of(task.key, output) % 11 != 0) reply.mask = mask_after(task.key, output);
+      replies.push_back(std::move(reply));
+    }
+    if (!replies.empty()) exchange_->reply(std::move(replies));
+  }
+  [[nodiscard]] std::size_t num_pending() const { return pending_.size(); }
+  [[nodiscard]] std::size_t num_ended() const { return ended_.size(); }
+
+ private:
+  static uint64_t hash_of(int64_t key, const std::vector<int32_t>& output) {
+    uint64_t h = static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u;
+    for (const int32_t token : output) h = (h ^ static_cast<uint32_t>(token)) * 0xbf58476d1ce4e5b9u + (h >> 29);
+    return h ^ (h >> 31);
+  }
+
+  std::shared_ptr<MaskExchange> exchange_;
+  int64_t vocab_size_;
+  std::vector<MaskTask> pending_;
+  std::map<std::pair<int64_t, int32_t>, std::vector<int32_t>> outputs_;
+  std::map<int64_t, int64_t> ended_;
+};
+
 // Looks at each step before it runs: what it writes is in nobody's view, what it reads is held.
 class WatchedExecutor final : public Executor {
  public:
   WatchedExecutor(const EngineConfig& config, std::shared_ptr<FakeControls> controls)
       : page_size_(config.page_size), fake_(config, std::move(controls)) {}
-  void watch(const EngineCore& core) { core_ = &core; }
+  void watch(const EngineCore& core, std::function<void()> meanwhile) {
+    core_ = &core;
+    meanwhile_ = std::move(meanwhile);
+  }
 
   void execute(Step& step) override {
     const PagePool& pool = core_->pages();
@@ -79,6 +141,7 @@ class WatchedExecutor final : public Executor {
           problem_ = "a page is read that nobody holds";
       }
     }
+    meanwhile_();
     fake_.execute(step);
   }
   // An exception out of execute() would only fail the step.
@@ -88,6 +151,7 @@ class WatchedExecutor final : public Executor {
   int64_t page_size_;
   FakeExecutor fake_;
   const EngineCore* core_ = nullptr;
+  std::function<void()> meanwhile_;
   std::string problem_;
 };
 
@@ -112,7 +176,8 @@ class Simulation {
     auto executor = std::make_unique<WatchedExecutor>(config_, controls_);
     executor_ = executor.get();
     core_ = std::make_unique<EngineCore>(config_, std::move(executor));
-    executor_->watch(*core_);
+    masks_ = std::make_unique<MaskMaker>(core_->masks(), config_.vocab_size);
+    executor_->watch(*core_, [this] { make_masks(); });
     for (auto& channel : channels_) channel = std::make_shared<Channel>();
     nan_token_ = chance(20) ? pick(0, config_.vocab_size - 1) : -1;
     controls_->nan_token = nan_token_;
@@ -135,6 +200,10 @@ class Simulation {
     const EngineStats stats = core_->stats();
     require(stats.num_pages_referenced == 0 && stats.num_running == 0 && stats.num_waiting == 0, "something was left");
     require(stats.num_requests == stats.num_requests_finished, "a request was left");
+    masks_->take_tasks();
+    require(std::cmp_equal(masks_->num_ended(), num_constrained_), "the end of a request with a grammar was not told");
+    late_masks += stats.num_late_masks;
+    masks += stats.num_masks;
     for (const auto& channel : channels_) {
       if (channel) collect(*channel, outputs_);
     }
@@ -145,6 +214,7 @@ class Simulation {
     steps += stats.num_steps;
   }
 
+  static inline int64_t masks = 0, late_masks = 0;
   static inline int64_t preemptions = 0, prefix_hits = 0, steps = 0, compared = 0, refused = 0;
 
  private:
@@ -173,12 +243,23 @@ class Simulation {
     }
   }
 
+  // Some of the masks that are wanted: those that come too late, just in time, and early.
+  void make_masks() {
+    masks_->take_tasks();
+    masks_->answer(static_cast<std::size_t>(pick(0, 3)));
+  }
+
   void step() {
+    if (chance(30)) make_masks();
     const bool had_work = core_->has_work();
     const int64_t steps_before = controls_->num_steps;
     const bool did = core_->step();
     require(!did || controls_->num_steps == steps_before + 1, "something waits, nothing runs, and nothing was done");
-    require(did || !core_->has_work(), "there was work and no step");
+    masks_->take_tasks();
+    const bool rests = masks_->num_pending() > 0;
+    require(did || !core_->has_work() || rests, "there was work and no step");
+    require(did || core_->can_step() == core_->masks()->has_replies(), "the engine does not see that it can go on");
+    if (!did && rests) masks_->answer(1);
     if (had_work) check_state();
     if (chance(30)) {
       for (const auto& channel : channels_) {
@@ -235,6 +316,7 @@ class Simulation {
     submission.params = random_params();
     submission.priority = chance(20) ? pick(-1, 1) : 0;
     submission.cache_salt = chance(20) ? "other" : "";
+    if (chance(25)) submission.masks = MaskSource{next_id_ + 1, masks_->mask_after(next_id_ + 1, {})};
     const Submission copy = submission;
     const auto& channel = channels_[static_cast<std::size_t>(pick(0, 2))];
     try {
@@ -242,6 +324,7 @@ class Simulation {
       ++next_id_;
       submissions_[next_id_] = copy;
       channel_of_[next_id_] = channel;
+      num_constrained_ += copy.masks ? 1 : 0;
       core_->add(std::move(request));
     } catch (const Error& e) {
       require(e.kind() == ErrorKind::kInvalidRequest, "refused with the wrong error");
@@ -266,7 +349,11 @@ class Simulation {
     EngineCore core(config, std::make_unique<FakeExecutor>(config, controls));
     const auto channel = std::make_shared<Channel>();
     core.add(make_request(config, Submission(submission), channel, id));
-    while (core.step()) {
+    MaskMaker masks(core.masks(), config.vocab_size);
+    while (core.has_work()) {
+      core.step();
+      masks.take_tasks();
+      masks.answer(masks.num_pending());
     }
     Outputs outputs;
     collect(*channel, outputs);
@@ -308,7 +395,7 @@ class Simulation {
         const Output& want = expected.at({id, index});
         const std::string name = "request " + std::to_string(id) + "." + std::to_string(index);
         require(got.reason != FinishReason::kNone, name + " never ended");
-        if (is_plain(submission.params)) {
+        if (is_plain(submission.params) && !submission.masks) {
           require(want.tokens == by_definition(submission, index), name + " alone has not the tokens it should have");
         }
         require(is_prefix(got.tokens, want.tokens), name + " has other tokens than alone");
@@ -336,6 +423,8 @@ class Simulation {
   std::shared_ptr<FakeControls> controls_ = std::make_shared<FakeControls>();
   std::unique_ptr<EngineCore> core_;
   WatchedExecutor* executor_ = nullptr;
+  std::unique_ptr<MaskMaker> masks_;
+  int64_t num_constrained_ = 0;
   std::shared_ptr<Channel> channels_[3];
   int64_t next_id_ = 0;
   int64_t nan_token_ = -1;
@@ -358,8 +447,10 @@ NATIVE_TEST(random_schedules) {
   using S = Simulation;
   std::cout << options().schedules << " schedules from seed " << options().seed << ": " << S::steps << " steps, "
             << S::preemptions << " preemptions, " << S::prefix_hits << " tokens from the prefix cache, " << S::compared
-            << " sequences equal to those alone, " << S::refused << " refused\n";
+            << " sequences equal to those alone, " << S::refused << " refused, " << S::late_masks << " of " << S::masks
+            << " masks late\n";
   if (options().schedules < 1000) return;
+  require(S::late_masks > 0 && S::late_masks < S::masks, "masks were never, or always, late");
   require(S::preemptions > 0 && S::prefix_hits > 0 && S::compared > options().schedules, "hardly anything happened");
 }
 

@@ -129,6 +129,45 @@ def test_attention_is_the_same_alone_in_a_batch_and_in_chunks(device, dtype, opt
                 done = end
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_sequences_that_share_pages_have_the_bits_of_each_alone(device, dtype):
+    """Prefixes of one tile, of two, of all but the last page, of the whole context; and one that shares nothing."""
+    rng = np.random.default_rng(31)
+    num_heads, num_kv_heads, dim = 6, 2, 48
+    kv = ops.KvCache(240, num_kv_heads, dim, dtype=dtype, device=device)
+    values = oracle.normal(rng, 240 * kv.page_size, num_kv_heads, dim)
+    oracle.store(kv, values, values[::-1].copy())
+    order = rng.permutation(240).astype(np.int32)
+    base = order[:40]
+    lengths = [600, 633, 520, 300, 257, 640, 640, 256, 600, 5]
+    table = np.full((len(lengths), 40), -1, np.int32)
+    kept = [40, 16, 32, 16, 16, 39, 40, 16, 0, 1]  # pages in common with the first
+    at = 40
+    for s, length in enumerate(lengths):
+        pages = -(-length // kv.page_size)
+        same = min(kept[s], pages)
+        table[s, :same] = base[:same]
+        table[s, same:pages] = order[at : at + pages - same]
+        at += pages - same
+    q = oracle.normal(rng, len(lengths), num_heads, dim)
+
+    def attend(rows):
+        return ops.paged_attention(
+            q[rows],
+            kv,
+            query_start=np.arange(len(rows) + 1, dtype=np.int32),
+            context_len=np.array([lengths[r] for r in rows], np.int32),
+            block_table=table[rows],
+            scale=0.15,
+            window=580,
+        )
+
+    alone = np.concatenate([attend([s]) for s in range(len(lengths))])
+    assert_same_bits(attend(list(range(len(lengths)))), alone)
+    mixed = rng.permutation(len(lengths))
+    assert_same_bits(attend(list(mixed)), alone[mixed])
+
+
 def test_int8_pages_hold_each_number_to_half_a_step(device):
     """|x - x'| <= scale / 2, where the scale is the largest of its numbers over 127, rounded to bfloat16."""
     rng = np.random.default_rng(26)
@@ -167,12 +206,13 @@ def test_int8_pages_cost_less_than_a_hundredth(device):
 @pytest.mark.parametrize("dtype", oracle.KV_DTYPES)
 @pytest.mark.parametrize("what", ["q", "k", "v"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_number_that_is_not_finite_is_not_lost(device, dtype, what, bad):
+@pytest.mark.parametrize("dim", [40, 64])
+def test_a_number_that_is_not_finite_is_not_lost(device, dtype, what, bad, dim):
     """It reaches the token that sees it, and no earlier one."""
     rng = np.random.default_rng(28)
-    tensors = {name: oracle.normal(rng, 20, 1, 40) for name in ("q", "k", "v")}
+    tensors = {name: oracle.normal(rng, 20, 1, dim) for name in ("q", "k", "v")}
     tensors[what][9, 0, 3] = bad
-    kv = ops.KvCache(2, 1, 40, dtype=dtype, device=device)
+    kv = ops.KvCache(2, 1, dim, dtype=dtype, device=device)
     oracle.store(kv, tensors["k"], tensors["v"])
     out = ops.paged_attention(
         tensors["q"],

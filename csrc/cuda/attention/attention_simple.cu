@@ -6,8 +6,8 @@
 // weighted sum. Running maximum and sum as in Milakov and Gimelshein, "Online normalizer calculation for softmax".
 // Order of the sums: positions ascending within a chunk, chunks ascending: fixed by the position alone.
 // Defined by reference/attention.cpp; tested in tests/ops/test_attention.py.
+#include "cuda/attention/attention_simple.h"
 #include "cuda/device_mat.h"
-#include "cuda/kernels.h"
 #include "cuda/layout.h"
 
 namespace fastllm::cuda {
@@ -73,9 +73,9 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
     const int64_t j = chunk + lane;
     float score = -INFINITY;
     if (j >= first && j <= position) {
-      const T* k = p.kv.row(pages[j / kPageSize], false, kv_head, j % kPageSize);
+      const KvRow<T> k = p.kv.row(pages[j / kPageSize], false, kv_head, j % kPageSize);
       float dot = 0.0f;
-      for (int32_t d = 0; d < p.head_dim; ++d) dot = fmaf(q[d], fl::to_float(k[d]), dot);
+      for (int32_t d = 0; d < p.head_dim; ++d) dot = fmaf(q[d], k[d], dot);
       score = dot * p.scale;
       if (p.softcap > 0.0f) score = p.softcap * tanhf(score / p.softcap);
     }
@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
     for (int32_t d = lane; d < p.head_dim; d += kWarp) {
       float value = out[d] * keep;
       for (int64_t i = chunk < first ? first - chunk : 0; i < kWarp && chunk + i <= position; ++i) {
-        const T* v = p.kv.row(pages[(chunk + i) / kPageSize], true, kv_head, (chunk + i) % kPageSize);
-        value = fmaf(shared.weights[i], fl::to_float(v[d]), value);
+        const KvRow<T> v = p.kv.row(pages[(chunk + i) / kPageSize], true, kv_head, (chunk + i) % kPageSize);
+        value = fmaf(shared.weights[i], v[d], value);
       }
       out[d] = value;
     }
@@ -106,10 +106,10 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
 
 }  // namespace
 
-void paged_attention(fl::Stream& stream, const PagedAttentionArgs& args, const Workspace&) {
+void attention_simple(fl::Stream& stream, const PagedAttentionArgs& args) {
   const KvSpec& spec = args.kv.spec;
   const StepView& step = *args.step;
-  with_device_type(spec.dtype, [&]<class T>(T) {
+  with_kv_type(spec.dtype, [&]<class T>(T) {
     const AttentionParams<T> p{device_mat(args.q),
                                device_mat(args.out),
                                kv_pages<T>(args.kv),

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fastllm.cli import bench, bench_serve, chat, generate, info, serve
+from fastllm.cli import bench, bench_serve, chat, evaluate, generate, info, quantize, serve
 from fastllm.errors import FastLLMError, InvalidRequestError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -81,6 +81,8 @@ for _name, _command in (
     ("chat", chat.run),
     ("serve", serve.run),
     ("info", info.run),
+    ("quantize", quantize.run),
+    ("eval", evaluate.run),
 ):
     app.command(_name)(_with_exit_codes(_command))
 

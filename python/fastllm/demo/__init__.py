@@ -4,3 +4,4 @@ from pathlib import Path
 
 DEMO_MODEL = Path(__file__).parent / "main"
 DEMO_DRAFT_MODEL = Path(__file__).parent / "draft"
+CALIBRATION_TEXT = Path(__file__).parent / "calibration.txt"

@@ -40,15 +40,18 @@ class Softmax:
 
     @property
     def lse(self) -> F64:
-        return np.asarray(self.largest + np.log(self.total))[:, 0]
+        found: F64 = self.largest.astype(np.float64) + np.log(self.total)
+        return found[:, 0]
 
     def logprobs(self, tokens: Sequence[int]) -> F64:
         """Of one token per row."""
-        return np.asarray(self.logits[np.arange(len(tokens)), list(tokens)] - self.lse)
+        found: F64 = self.logits[np.arange(len(tokens)), list(tokens)] - self.lse
+        return found
 
     def kl_to(self, other: Softmax) -> F64:
         weighted = np.einsum("rv,rv->r", self.shifted, self.logits - other.logits, dtype=np.float64)
-        return np.maximum(weighted / self.total[:, 0] - self.lse + other.lse, 0.0)
+        found: F64 = weighted / self.total[:, 0] - self.lse + other.lse
+        return np.maximum(found, 0.0)
 
 
 @dataclass(slots=True)

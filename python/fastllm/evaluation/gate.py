@@ -1,9 +1,9 @@
 """The gate: bounds on the figures of an evaluation, as ``kl<=0.02,top1>=0.97,ppl<=+1%``.
 
-    kl, kl_p99   mean and 99th percentile of KL(original || model) per token, in nats
-    top1         share of tokens where both have the same most likely one
-    ppl          perplexity; ``+1%`` is against the original's
-    acc          mean accuracy over the tasks; ``-0.5%`` is against the original's
+kl, kl_p99   mean and 99th percentile of KL(original || model) per token, in nats
+top1         share of tokens where both have the same most likely one
+ppl          perplexity; ``+1%`` is against the original's
+acc          mean accuracy over the tasks; ``-0.5%`` is against the original's
 """
 
 from __future__ import annotations

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastllm.errors import InvalidRequestError
 from fastllm.llm import LLM
 from fastllm.params import SamplingParams
 
 
-def encode_pair(llm: LLM, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(encode: Callable[[str], list[int]], context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Token ids of both, cut where the context ends when it is encoded alone.
 
     Spaces at the end of the context move to the continuation, because tokenizers write them at the front of words.
     """
-    stripped = context.rstrip()
-    whole = llm.encode(context + continuation)
-    cut = len(llm.encode(stripped)) if stripped else 0
+    cut = len(encode(context.rstrip()))
+    whole = encode(context + continuation)
     return whole[:cut], whole[cut:]
 
 

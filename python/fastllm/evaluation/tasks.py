@@ -1,9 +1,9 @@
 """Tasks of the user's, one JSON object a line:
 
-    {"prompt": "...", "choices": ["a", "b"], "answer": 0}    multiple choice: the most likely choice, by its mean
-                                                              log-probability per byte
-    {"prompt": "...", "answer": "...", "max_tokens": 32}      exact match: the greedy continuation up to a line break,
-                                                              without blanks at its ends
+{"prompt": "...", "choices": ["a", "b"], "answer": 0}    multiple choice: the most likely choice, by its mean
+                                                          log-probability per byte
+{"prompt": "...", "answer": "...", "max_tokens": 32}      exact match: the greedy continuation up to a line break,
+                                                          without blanks at its ends
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def run_tasks(llm: LLM, tasks: Sequence[Task], *, use_tqdm: bool = False) -> dic
 def _run_choices(llm: LLM, tasks: Sequence[Choice], use_tqdm: bool) -> list[bool]:
     if not tasks:
         return []
-    pairs = [encode_pair(llm, task.prompt, choice) for task in tasks for choice in task.choices]
+    pairs = [encode_pair(llm.encode, task.prompt, choice) for task in tasks for choice in task.choices]
     scores = iter(loglikelihoods(llm, pairs, use_tqdm=use_tqdm))
     right = []
     for task in tasks:

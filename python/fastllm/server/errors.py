@@ -31,7 +31,8 @@ _TYPES = {
 # Names that the engine's texts start with, as far as clients can set them.
 _PARAMS = frozenset(
     """n temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty seed stop stop_token_ids
-    bad_words max_tokens min_tokens logprobs prompt_logprobs logit_bias allowed_token_ids cache_salt""".split()  # noqa: SIM905
+    bad_words max_tokens min_tokens logprobs prompt_logprobs logit_bias allowed_token_ids cache_salt
+    dimensions pooling""".split()  # noqa: SIM905
 )
 
 
@@ -67,6 +68,12 @@ class ApiError(Exception):
         """The JSON object of the answer, or of an event on a stream that has begun."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
+    def anthropic_body(self, request_id: str) -> dict[str, Any]:
+        """The same as Anthropic writes it."""
+        kind = {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}.get(self.status, self.kind)
+        error = {"type": "api_error" if kind == "server_error" else kind, "message": self.message}
+        return {"type": "error", "error": error, "request_id": request_id}
+
 
 def invalid(message: str, param: str | None = None, *, code: str | None = None) -> ApiError:
     """A 400 about a parameter."""
@@ -85,6 +92,9 @@ def from_engine(error: FastLLMError, renamed: dict[str, str] | None = None) -> A
         if first == "prompt_token_ids" or first.startswith("prompt") or text.startswith("the prompt"):
             too_long = "max_model_len" in text or "together" in text or "no room" in text
             return invalid(text, renamed.get("prompt", "prompt"), code="context_length_exceeded" if too_long else None)
+        if first == "structured_outputs:":
+            param = renamed.get("structured_outputs", "structured_outputs")
+            return invalid(param + text[len(first) - 1 :], param, code="invalid_grammar")
         if text.startswith("chat template") or text.startswith("messages["):
             return invalid(text[:300], "messages")
         return invalid(text[:300])

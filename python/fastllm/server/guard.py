@@ -41,7 +41,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = scope["headers"]
-        context = RequestContext(self._state, _request_id(headers))
+        context = RequestContext(
+            self._state, _request_id(headers), speaks_anthropic=route_path(scope).startswith("/v1/messages")
+        )
         scope["fastllm.context"] = context
 
         async def send_with_id(message: Message) -> None:
@@ -52,6 +54,8 @@ class Guard:
                     (b"x-request-id", context.request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
+                if context.ignored_fields:
+                    message["headers"].append((b"x-ignored-fields", ", ".join(context.ignored_fields).encode()))
             elif not message.get("more_body", False):
                 context.is_complete = True
             await send(message)
@@ -65,7 +69,7 @@ class Guard:
                 if context.status:
                     raise
                 context.outcome = error.code or error.kind
-                await error_answer(error)(scope, receive, send_with_id)
+                await error_answer(error, context)(scope, receive, send_with_id)
         except Exception:
             # A bug: the cause goes to the log, a fixed text to the client. Tracebacks hold code, not data.
             _logger.exception("request %s failed", context.request_id)
@@ -73,7 +77,7 @@ class Guard:
             if context.status and not context.is_complete:
                 raise  # in the middle of a stream: the connection is closed, so that nobody takes it for whole
             if not context.status:
-                await error_answer(internal_error())(scope, receive, send_with_id)
+                await error_answer(internal_error(), context)(scope, receive, send_with_id)
         finally:
             self._state.observer.answered(context, scope["method"])
             if self._state.config.log_requests:

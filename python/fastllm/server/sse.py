@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -49,12 +49,15 @@ class EventStream(Response):
         deadline: float | None,
         *,
         last: bytes = DONE,
+        error_event: Callable[[ApiError], bytes] | None = None,
     ) -> None:
+        """``error_event``: how an error is framed once the stream has begun; None: as OpenAI's object."""
         super().__init__()
         self._context = context
         self._events = events
         self._deadline = deadline
         self._last = last
+        self._error_event = error_event or (lambda error: event(error.body()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -95,7 +98,7 @@ class EventStream(Response):
             if not started:
                 raise
             self._context.outcome = error.code or "error"
-            await asyncio.wait_for(emit(event(error.body()), more=False), self._context.config.send_timeout_s)
+            await asyncio.wait_for(emit(self._error_event(error), more=False), self._context.config.send_timeout_s)
 
 
 class SlowClientError(Exception):

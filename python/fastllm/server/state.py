@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 
 from fastllm import AsyncLLM, SamplingParams
 from fastllm.server.config import ServerConfig
 from fastllm.server.filters import FilterChain
 from fastllm.server.observer import Observer
+from fastllm.server.openai.reasoning import BEGIN, END
 from fastllm.server.openai.tools import Style, tool_style
 
 
@@ -26,6 +28,7 @@ class ServerState:
     max_model_len: int = 0
     max_num_seqs: int = 0
     page_bytes: int = 0
+    literals: dict[str, str] = dataclasses.field(default_factory=dict)
     longest_step_s: float = 0.0
     # The watchdog's view: counters at its last look, and since when they stand still while there is work.
     num_steps: int = -1
@@ -49,6 +52,11 @@ class ServerState:
 
     async def warm_up(self) -> None:
         """Ready means that a token has been generated."""
+        # How grammars write markers: one that is a special token by its id, others as text.
+        for marker in (BEGIN, END, *((self.tool_style.begin, self.tool_style.end) if self.tool_style else ())):
+            ids = await self.llm.encode(marker, add_special_tokens=False)
+            is_special = len(ids) == 1 and not self.llm.decode(ids, skip_special_tokens=True)
+            self.literals[marker] = f"<[{ids[0]}]>" if is_special else json.dumps(marker)
         async for _ in self.llm.generate([0], SamplingParams(max_tokens=1, detokenize=False)):
             pass
         self.is_ready = True

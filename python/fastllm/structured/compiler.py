@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -40,9 +41,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> None:
         if importlib.util.find_spec("llguidance") is None:
-            raise InvalidRequestError(
-                "structured_outputs: needs llguidance: pip install 'fastllm-runtime[structured]'"
-            )
+            raise InvalidRequestError("structured_outputs: needs llguidance: pip install 'fastllm-runtime[structured]'")
         # Made on the thread: a large vocabulary takes a second.
         self._make_tokenizer = functools.cache(lambda: _ll_tokenizer(tokenizer, vocab_size, eos_token_ids))
         self._num_mask_bytes = (vocab_size + 31) // 32 * 4
@@ -92,8 +91,9 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=limits)
         mask = matcher.compute_bitmask()[: self._num_mask_bytes] if not matcher.is_error() else b""
         seconds = time.perf_counter() - begin
-        if matcher.is_error() and not matcher.stop_reason().startswith("NoExtension"):
-            return _refusal(matcher.get_error())
+        error = matcher.get_error()
+        if error and not error.startswith("NoExtension"):
+            return _refusal(error)
         if seconds > MAX_COMPILE_S:
             return _refusal(f"took {seconds:.1f} s to compile, {MAX_COMPILE_S:g} s are allowed")
         if matcher.is_stopped() or not any(mask):
@@ -115,10 +115,8 @@ def _refusal(why: str) -> InvalidRequestError:
 
 def lower_priority() -> None:
     """Of this thread: whoever computes tokens goes first."""
-    try:
+    with contextlib.suppress(OSError):  # where the system has no priorities of threads, nothing depends on it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    except OSError:
-        pass  # a matter of taste of the system; nothing depends on it
 
 
 def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> Any:
@@ -133,7 +131,7 @@ def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int
         is_tokenizer_wrapper = True
         eos_token_id = eos[0] if eos else 0
         bos_token_id = None
-        tokens = [table.bytes(i) for i in range(known)] + [b""] * (vocab_size - known)  # noqa: RUF012
+        tokens = [table.bytes(i) for i in range(known)] + [b""] * (vocab_size - known)
         special_token_ids = [i for i in range(known) if table.is_special(i) or i in eos]  # noqa: RUF012
 
         def __call__(self, text: str) -> list[int]:

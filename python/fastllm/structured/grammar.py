@@ -47,7 +47,7 @@ def grammar_text(params: StructuredOutputsParams) -> str:
         return llguidance.grammar_from("choice", json.dumps(_choices(value)))
     _check_grammar(value)
     try:
-        return llguidance.grammar_from("grammar", value)
+        return llguidance.grammar_from("grammar", _with_checked_schemas(value, _json_options(params)))
     except ValueError:
         raise _invalid("grammar is neither Lark nor GBNF") from None
 
@@ -56,14 +56,18 @@ def json_grammar(schema: Mapping[str, Any], params: StructuredOutputsParams) -> 
     """JSON that is valid under a checked schema. What a schema says of its own whitespace or leniency is not asked."""
     import llguidance
 
-    options: dict[str, Any] = {
+    text = json.dumps(schema)
+    return llguidance.LLMatcher.grammar_from_json_schema(text, None, _json_options(params))  # type: ignore[arg-type]
+
+
+def _json_options(params: StructuredOutputsParams) -> dict[str, Any]:
+    return {
         "whitespace_flexible": False,
         "item_separator": "," if params.disable_any_whitespace else _COMMA,
         "key_separator": ":" if params.disable_any_whitespace else _COLON,
         "lenient": False,
         "coerce_one_of": False,
     }
-    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), None, options)  # type: ignore[arg-type]
 
 
 def _invalid(what: str) -> InvalidRequestError:
@@ -187,6 +191,21 @@ def _class_end(pattern: str, i: int) -> int:
     while j < len(pattern) and pattern[j] != "]":
         j += 2 if pattern[j] == "\\" else 1
     return j
+
+
+def _with_checked_schemas(text: str, options: dict[str, Any]) -> str:
+    """Lark may hold JSON schemas, after %json: they are checked, and take our options."""
+    head, *rest = re.split(r"%json\b", text)
+    pieces = [head]
+    for piece in rest:
+        start = piece.lstrip()
+        try:
+            schema, end = json.JSONDecoder().raw_decode(start)
+        except (ValueError, RecursionError):
+            raise _invalid("grammar: %json is not followed by a JSON schema") from None
+        checked = {**_schema(schema), "x-guidance": options}
+        pieces.append(f"%json {json.dumps(checked)} {start[end:]}")
+    return "".join(pieces)
 
 
 def _check_grammar(text: str) -> None:

@@ -1,8 +1,8 @@
 """Text of the user for calibration and evaluation: plain text, JSONL, or token ids.
 
-    .jsonl   one JSON object a line with "text" or "token_ids", or a string, or a list of ids
-    .json    a list of token ids, or a list of such lists
-    others   one document of UTF-8 text
+.jsonl   one JSON object a line with "text" or "token_ids", or a string, or a list of ids
+.json    a list of token ids, or a list of such lists
+others   one document of UTF-8 text
 """
 
 from __future__ import annotations

@@ -7,22 +7,20 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fastllm import Logprob
-from fastllm.errors import FastLLMError
 from fastllm.server.answer import json_answer
 from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
-from fastllm.server.errors import from_engine, invalid
-from fastllm.server.generation import Delta, Generation, until_gone
+from fastllm.server.conversation import Conversation
+from fastllm.server.errors import invalid
+from fastllm.server.generation import Delta, until_gone
+from fastllm.server.openai.answers import ChatAnswer, ChatChunk
 from fastllm.server.openai.fields import (
     Int,
     SamplingFields,
-    check_count,
-    check_input,
     refuse_unless,
     sampling_params,
     wants_running_usage,
@@ -30,14 +28,10 @@ from fastllm.server.openai.fields import (
 )
 from fastllm.server.openai.logprobs import chat_logprobs
 from fastllm.server.openai.messages import Message, template_messages
-from fastllm.server.openai.pipeline import Pipeline
-from fastllm.server.openai.reasoning import BEGIN
-from fastllm.server.openai.tools import NamedTool, Tool, template_tools
+from fastllm.server.openai.response_format import ResponseFormat, wanted_format
+from fastllm.server.openai.tools import NamedTool, Tool
+from fastllm.server.operation import operation
 from fastllm.server.sse import EventStream, event
-
-
-class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
-    type: str
 
 
 class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
@@ -51,15 +45,11 @@ class ChatBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-
     response_format: ResponseFormat | None = None
+
     modalities: list[str] | None = None
     service_tier: str | None = None
     store: bool | None = None
-
-
-# Names of template variables that are not a client's to set.
-_OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "variables"})
 
 
 class _Chat:
@@ -78,54 +68,41 @@ class _Chat:
             service_tier=("auto", "default"),
             store=(False,),
         )
-        if body.response_format is not None and body.response_format.type != "text":
-            raise invalid(
-                'response_format.type: only "text" is supported', "response_format.type", code="unsupported_parameter"
-            )
         if body.top_logprobs is not None and not body.logprobs:
             raise invalid("top_logprobs: only together with logprobs = true", "top_logprobs")
         if body.max_completion_tokens is not None and body.max_tokens is not None:
             raise invalid("max_tokens: give only one of max_tokens and max_completion_tokens", "max_tokens")
         longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         self.num_top = body.top_logprobs or 0
-        self.params = sampling_params(body, max_tokens=longest, logprobs=self.num_top if body.logprobs else None)
-        self.renamed = {"prompt": "messages", "logprobs": "top_logprobs"}
+        self.names = {"prompt": "messages", "logprobs": "top_logprobs"}
         if body.max_completion_tokens is not None:
-            self.renamed["max_tokens"] = "max_completion_tokens"
+            self.names["max_tokens"] = "max_completion_tokens"
+        self.params = sampling_params(body, max_tokens=longest, logprobs=self.num_top if body.logprobs else None)
+        if body.response_format is not None and body.response_format.type != "text":
+            if body.structured_outputs is not None:
+                raise invalid(
+                    "structured_outputs: give only one of structured_outputs and response_format", "structured_outputs"
+                )
+            self.params = self.params.replace(structured_outputs=wanted_format(body.response_format))
+            self.names["structured_outputs"] = "response_format"
 
     async def prepare(self) -> None:
-        """Token ids of the conversation."""
-        server = self.context.server
-        check_count(self.body.n, 1, server.max_sequences)
-        messages = template_messages(self.body.messages, self.context.config.max_messages)
-        if server.filters is not None:
-            for i, message in enumerate(messages):
-                check_input(server.filters, message["content"], f"messages[{i}].content")
-        variables: dict[str, Any] = dict(self.body.chat_template_kwargs or {})
-        if _OWN_VARIABLES & variables.keys() or not all(name.isidentifier() for name in variables):
-            raise invalid("chat_template_kwargs: contains a name that is not free", "chat_template_kwargs")
-        tools = chosen_tools(self.context, self.body.tools, self.body.tool_choice)
-        if tools:
-            variables["tools"] = tools
-        try:
-            prompt = await self.context.llm.render_chat(messages, **variables)
-        except FastLLMError as error:
-            raise from_engine(error, self.renamed) from error
-        self.pipelines = pipelines(
-            self.context, prompt, self.n, with_tools=bool(tools), one_call=self.body.parallel_tool_calls is False
-        )
-        if tools:
-            # Markers of calls are special tokens in some models.
-            self.params = self.params.replace(skip_special_tokens=False)
-        self.generation = Generation(
+        """Makes the request for the engine."""
+        body = self.body
+        conversation = Conversation(
             self.context,
-            [prompt],
+            template_messages(body.messages, self.context.config.max_messages),
             self.params,
-            priority=self.body.priority,
-            cache_salt=self.body.cache_salt,
-            include_cost=bool(self.body.include_cost),
-            renamed=self.renamed,
+            tools=body.tools or (),
+            tool_choice=body.tool_choice,
+            one_call=body.parallel_tool_calls is False,
+            variables=body.chat_template_kwargs,
+            priority=body.priority,
+            cache_salt=body.cache_salt,
+            include_cost=bool(body.include_cost),
+            names=self.names,
         )
+        self.generation, self.pipelines = await conversation.start()
 
     def envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -209,35 +186,9 @@ def _choice(index: int, delta: dict[str, Any], logprobs: Any, finish_reason: str
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def chosen_tools(
-    context: RequestContext, tools: list[Tool] | None, choice: str | NamedTool | None
-) -> list[dict[str, Any]] | None:
-    """The tools of the prompt; None: no calls are looked for. Raises ApiError 400."""
-    if choice is not None and not tools:
-        raise invalid("tool_choice: only together with tools", "tool_choice")
-    if not tools:
-        return None
-    plain = template_tools(tools)
-    if choice == "none":
-        return None
-    if choice not in (None, "auto"):
-        raise invalid('tool_choice: only "auto" and "none" are supported', "tool_choice", code="unsupported_parameter")
-    if context.server.tool_style is None:
-        raise invalid("tools: this model's chat template has no tools", "tools", code="unsupported_parameter")
-    return plain
-
-
-def pipelines(
-    context: RequestContext, prompt: list[int], n: int, *, with_tools: bool, one_call: bool = False
-) -> list[Pipeline]:
-    """One per sequence. A prompt that ends with an open think tag has begun the reasoning."""
-    reasons = context.config.reasoning_parser is not None
-    inside = reasons and context.llm.decode(prompt[-8:], skip_special_tokens=False).rstrip().endswith(BEGIN)
-    style = context.server.tool_style if with_tools else None
-    return [Pipeline(style, reasons=reasons, starts_inside=inside, one_call=one_call) for _ in range(n)]
-
-
+@operation(ChatAnswer, body=ChatBody, chunk=ChatChunk)
 async def create_chat_completion(request: Request) -> Response:
+    """The answer to a conversation."""
     context = RequestContext.of(request)
     body = await parse_body(request, ChatBody, context.config)
     chat = _Chat(context, body)

@@ -83,7 +83,7 @@ def _plain(message: Message, where: str) -> dict[str, Any]:
                 "type": "function",
                 "function": {
                     "name": call.function.name,
-                    "arguments": _arguments(call.function.arguments, f"{where}.tool_calls[{k}].function.arguments"),
+                    "arguments": arguments_of(call.function.arguments, f"{where}.tool_calls[{k}].function.arguments"),
                 },
             }
             for k, call in enumerate(message.tool_calls)
@@ -97,7 +97,8 @@ def _text(content: str | list[ContentPart] | None) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def _arguments(text: str, where: str) -> Any:
+def arguments_of(text: str, where: str) -> Any:
+    """The arguments of a call as an object. Raises ApiError 400."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):

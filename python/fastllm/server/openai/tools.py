@@ -50,12 +50,6 @@ def template_tools(tools: Sequence[Tool], where: str = "tools") -> list[dict[str
         spec = tool.function
         if not _NAME.fullmatch(spec.name):
             raise invalid(f"{where}[{i}].function.name: 1 to 64 of A-Z a-z 0-9 _ - .", f"{where}[{i}].function.name")
-        if spec.strict:
-            raise invalid(
-                f"{where}[{i}].function.strict: only false is supported",
-                f"{where}[{i}].function.strict",
-                code="unsupported_parameter",
-            )
         if len(msgspec.json.encode(spec)) > MAX_TOOL_BYTES:
             raise invalid(f"{where}[{i}]: larger than {MAX_TOOL_BYTES} bytes", f"{where}[{i}]")
         function: dict[str, Any] = {"name": spec.name}

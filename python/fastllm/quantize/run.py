@@ -1,0 +1,112 @@
+"""A quantization from beginning to end: into OUT.partial, through the gate, and only then under its name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastllm.checkpoint.index import INDEX, PICKLES
+from fastllm.checkpoint.resolve import resolve
+from fastllm.demo import DEMO_MODEL
+from fastllm.errors import InvalidRequestError, OutOfMemoryError
+from fastllm.evaluation.gate import parse_gate
+from fastllm.evaluation.run import EvalOptions, evaluate
+from fastllm.memory import format_bytes
+from fastllm.quantize import report as reports
+from fastllm.quantize.calibration import default_data, sequences
+from fastllm.quantize.journal import Journal
+from fastllm.quantize.layouts import config_of, scale_dtype
+from fastllm.quantize.pipeline import Pipeline, Progress, partial_of
+from fastllm.quantize.rounding import Rounder
+from fastllm.quantize.settings import Settings, check_target
+from fastllm.quantize.source import ModelSource
+from fastllm.quantize.writer import write_index, write_json
+from fastllm.runtime import _load_tokenizer as load_tokenizer
+
+_log = logging.getLogger("fastllm")
+# Working memory beside a layer and its activations; half of it for statistics.
+MIN_RAM = 64 << 20
+
+
+def run(
+    model: str | Path | None, out: Path, settings: Settings, *, data: Path | None, evaluation: EvalOptions | None,
+    max_ram: int, device: str | None, revision: str | None, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """The report. The checkpoint is in `out`, or in OUT.rejected if the gate was not passed."""
+    begin = time.monotonic()
+    check_target(out)
+    if evaluation is not None and evaluation.gate is not None:
+        parse_gate(evaluation.gate)
+    if max_ram < MIN_RAM:
+        raise OutOfMemoryError(f"max_ram = {format_bytes(max_ram)}: at least {format_bytes(MIN_RAM)} are needed")
+    folder = resolve(model if model is not None else DEMO_MODEL, revision)
+    source = ModelSource(folder)
+    calibration: dict[str, Any] | None = None
+    ids = None
+    if settings.needs_data:
+        is_default = data is None
+        data = data or default_data(folder)
+        tokenizer = load_tokenizer(folder, None)
+        ids = sequences(data, tokenizer, source.spec.vocab_size, settings.num_samples, settings.sample_len)
+        calibration = {
+            "data": str(data), "sha256": reports.sha256(data), "is_default": is_default, "sequences": len(ids),
+            "tokens": int(ids.size),
+        }  # fmt: skip
+    job = {
+        "settings": settings.as_dict(),
+        "input": {"model": str(model or "demo"), "files": reports.hashes(reports.weight_files(folder))},
+        "calibration": calibration,
+        "code": reports.code_version(),
+    }
+    journal = Journal(partial_of(out), job)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rounder = Rounder(settings, scale_dtype(settings, source.dtype))
+    pipeline = Pipeline(source, rounder, ids, journal, max_ram // 2, target, progress)
+    pipeline.run()
+    _finish(pipeline, source, settings, journal)
+
+    modules = [module for entry in journal.layers for module in entry["modules"]]
+    found: dict[str, Any] = {
+        **job, "method": settings.method, "summary": reports.summarize(modules, settings.method), "modules": modules,
+        "files": reports.hashes(reports.weight_files(journal.folder)), "evaluation": None, "gate": None,
+    }  # fmt: skip
+    if evaluation is not None:
+        measured = evaluate(journal.folder, evaluation, against=folder, progress=progress).as_dict()
+        found["gate"] = measured.pop("gate")
+        found["evaluation"] = {"data": str(evaluation.data), "tasks": str(evaluation.tasks), **measured}
+        if evaluation.data is not None:
+            found["evaluation"]["data_sha256"] = reports.sha256(Path(evaluation.data))
+    found["seconds"] = round(time.monotonic() - begin, 1)
+    write_json(journal.folder / reports.REPORT, found)
+    journal.clean()
+    passed = found["gate"] is None or found["gate"]["passed"]
+    place = out if passed else out.with_name(out.name + ".rejected")
+    if not passed and place.exists():
+        shutil.rmtree(place)
+    journal.folder.rename(place)
+    return {**found, "path": str(place)}
+
+
+def _finish(pipeline: Pipeline, source: ModelSource, settings: Settings, journal: Journal) -> None:
+    """Index, config and the other files of the folder."""
+    files = {entry["file"]: entry["tensors"] for entry in journal.layers}
+    write_index(journal.folder, files, sum(entry["bytes"] for entry in journal.layers))
+    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    modules = [module for entry in journal.layers for module in entry["modules"]]
+    if not modules:
+        raise InvalidRequestError("the overrides leave no module to quantize")
+    is_ordered = settings.act_order == "group" and settings.method == "gptq" and settings.group != -1
+    config["quantization_config"] = config_of(settings, pipeline.schemes, is_ordered)
+    if pipeline.quantizes_head:
+        config["tie_word_embeddings"] = False
+    write_json(journal.folder / "config.json", config)
+    skipped = {"config.json", INDEX, reports.REPORT}
+    for path in source.folder.iterdir():
+        if path.is_file() and path.name not in skipped and path.suffix not in (".safetensors", *PICKLES):
+            shutil.copyfile(path, journal.folder / path.name)

@@ -1,0 +1,71 @@
+"""Safetensors files written one after the other, so that a layer can leave memory when it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastllm.checkpoint.index import INDEX
+from fastllm.checkpoint.safetensors import Tensor as StoredTensor
+from fastllm.quantize.source import chunks
+
+_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32", torch.int64: "I64",
+    torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
+
+Content = Tensor | StoredTensor
+
+
+def _entry(content: Content) -> tuple[str, list[int], int]:
+    if isinstance(content, StoredTensor):
+        return content.dtype, list(content.shape), content.num_bytes
+    return _NAMES[content.dtype], list(content.shape), content.numel() * content.element_size()
+
+
+def _data(content: Content) -> Iterable[bytes]:
+    if isinstance(content, StoredTensor):
+        return chunks(content)
+    return [content.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Content]) -> None:
+    """Tensors of this process, or of another file, whose bytes are copied. The name appears when all is on the disk."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, content in tensors.items():
+        dtype, shape, size = _entry(content)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_suffix(".writing")
+    with open(partial, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for content in tensors.values():
+            file.writelines(_data(content))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".writing")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def write_index(folder: Path, names_of: Mapping[str, Iterable[str]], total_bytes: int) -> None:
+    """model.safetensors.index.json for files with these tensors."""
+    weight_map = {name: file for file, names in names_of.items() for name in names}
+    write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
