@@ -21,7 +21,7 @@ from fastllm.errors import (
 from fastllm.llm import LLM
 from fastllm.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestMetrics, RequestOutput
 from fastllm.params import SamplingParams, StructuredOutputsParams
-from fastllm.quantize import quantize  # the function in the place of its package: `from fastllm.quantize import ...` works
+from fastllm.quantize import quantize  # the function takes the name of its package
 
 if TYPE_CHECKING:
     from fastllm.async_llm import AsyncLLM

@@ -95,6 +95,9 @@ def run(
     filter_words: Annotated[Path | None, typer.Option(help="File of words that neither come in nor go out.")] = None,
     filter_regex: Annotated[list[str] | None, typer.Option(help="The same as regular expression; several.")] = None,
     content_filter: Annotated[list[str] | None, typer.Option(help="Filter of one's own, module:Class.")] = None,
+    require_gate: Annotated[
+        bool, typer.Option("--require-gate", help="Serve only a checkpoint whose quantization report passed its gate.")
+    ] = False,
     price_file: Annotated[Path | None, typer.Option(help="Prices by model name; see docs/server.md.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     disable_log_requests: Annotated[bool, typer.Option("--disable-log-requests", help="No line per request.")] = False,
@@ -111,7 +114,7 @@ def run(
         from fastllm.server.filters import load_filters
         from fastllm.server.log import set_up_logs
         from fastllm.server.run import serve
-        from fastllm.server.settings import read_api_keys, read_prices
+        from fastllm.server.settings import check_gate, read_api_keys, read_prices
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == "fastllm":
             raise
@@ -171,6 +174,8 @@ def run(
         "scheduler": scheduler,
         "show_progress": sys.stderr.isatty(),
     }
+    if require_gate:
+        check_gate(model, revision)
     llm = AsyncLLM(model, **engine)
     try:
         set_up_logs(as_json=log_json)
