@@ -87,9 +87,9 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionPa
   const Plan plan(reinterpret_cast<int32_t*>(shared + kRingBytes<Format, D>), p.num_seqs);
   make_plan<Work::kPrefill>(p, plan, kBlockRows<Format, D>);
 
-  const int32_t num_items = plan.num_items(p.num_seqs);
+  // The count stays in shared memory: registers are short.
 #pragma unroll 1
-  for (auto n = static_cast<int32_t>(blockIdx.x); n < num_items; n += static_cast<int32_t>(gridDim.x)) {
+  for (auto n = static_cast<int32_t>(blockIdx.x); n < plan.num_items(p.num_seqs); n += static_cast<int32_t>(gridDim.x)) {
     int32_t item = n;
     const int32_t s = plan.find(p.num_seqs, item);
     const Sequence seq(p, s);
@@ -108,7 +108,6 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionPa
 
     Unit<Format, D, NT> unit;
     unit.reset();
-    bool has_unit = false;
     float o[D / 16][NT][4];
     float m[NT][2];
     float l[NT][2];
@@ -146,13 +145,13 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionPa
           unit.add_slot(scores[idx], fl::smem_addr(slot), slot, hides, rows, j0 + kSlotTokens * idx);
         }
       }
-      has_unit = has_unit || is_seen;
       const bool ends_unit = (j0 + kTileTokens) % kUnitTokens == 0 || j0 + kTileTokens > highest;
-      if (ends_unit && has_unit) {
+      // Some tile of the unit was seen.
+      if (ends_unit && !rows.is_empty() && rows.highest() >= j0 / kUnitTokens * kUnitTokens &&
+          rows.lowest() < j0 + kTileTokens) {
         unit.finish();
         unit.fold_into(o, m, l);
         unit.reset();
-        has_unit = false;
       }
     }
     if (!rows.is_empty()) rows.store_out(o, m, l);
