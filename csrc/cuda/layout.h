@@ -3,8 +3,8 @@
 // Float weights: [expert][n][pitch], rows padded with zeros to a multiple of 16 bytes, so that every row can be read in
 // 16-byte pieces.
 // KV page: K part, then V part, each [kv head][slot in the page][dim], dims padded with zeros to a multiple of 16
-// bytes: a (page, head) is one contiguous block. int8: then the scales (bf16), of K [kv head][slot][group of dims], of V
-// [kv head][slot].
+// bytes: a (page, head) is one contiguous block. int8: then the scales (bf16), of K [kv head][slot][group of dims], of
+// V [kv head][slot].
 #pragma once
 
 #include "core/checked.h"
@@ -51,7 +51,7 @@ constexpr int64_t page_end(const KvSpec& spec) {
 template <class T>
 struct KvRow {
   T* x;
-  fl::bf16* scales;   // one per `scale_dims` numbers
+  fl::bf16* scales;  // one per `scale_dims` numbers
   int32_t scale_dims;
 
   __device__ float operator[](int32_t d) const {
