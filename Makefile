@@ -5,8 +5,8 @@
 # make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
 # make fuzz      each parser for a minute (SECONDS=600 for longer), with atheris if it is installed
 # make cuda      libfastllm_cuda.so for three architectures, and its gate on spills, stack frames and registers
-# make soak      the server's long tests
-# make bench     speed of this machine and share of its limits
+# make soak      the server's tests with 100,000 random bodies, and ten minutes of mixed clients
+# make bench     speed of this machine and share of its limits; each kernel alone
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,14 +32,17 @@ stubs: $(VENV)/.test
 	$(BIN)/python -m pip install -q nanobind
 	$(BIN)/python -m nanobind.stubgen -q -m fastllm._core -o python/fastllm/_core.pyi
 
+# The table of kernels needs Google Benchmark (Debian: libbenchmark-dev); without it CMake says so and the rest stands.
 bench: $(VENV)/.installed
 	$(BIN)/fastllm bench
+	-cmake -S . -B build/bench -DFASTLLM_BENCH=ON -DFASTLLM_PYTHON=OFF && cmake --build build/bench -j --target fastllm_bench \
+	  && build/bench/benches/native/fastllm_bench
 
 cuda:
 	PATH="$(abspath $(BIN)):$$PATH" tools/build_cuda.sh
 
 soak: $(VENV)/.test
-	FASTLLM_FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/server -s
+	FASTLLM_FUZZ_BODIES=100000 FASTLLM_SOAK_SECONDS=600 $(BIN)/python -m pytest tests/server -s
 
 sanitize:
 	tools/sanitize.sh

@@ -1,15 +1,17 @@
 """Speed and peak memory of loading a checkpoint: writes one of random bf16 weights, loads it in a fresh process.
 
-    python tools/bench_load.py [--gigabytes 1.0] [--threads 1 2] [--format bf16|gptq] [--folder DIR]
+    python tools/bench_load.py [--gigabytes 1.0] [--threads 1 2] [--format bf16|gptq] [--quantization int4]
 
 One load before is not counted, so that the figures are of a warm page cache. Peak is VmHWM of the loading process less
-what it had before; 1.00 of the weights plus a few blocks is what the loader aims at.
+what it had before; 1.00 of the weights plus a few blocks is what the loader aims at. CPU seconds are what all threads
+spent in the program itself: on a machine with other work they say more than the time that passed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,18 +82,27 @@ def _status(key: str) -> int:
     raise KeyError(key)
 
 
-def load(folder: Path, num_threads: int) -> dict[str, float]:
+def load(folder: Path, num_threads: int, quantization: str | None) -> dict[str, float]:
     from fastllm import _core
-    from fastllm.checkpoint import loader
+    from fastllm.checkpoint import formats, loader
 
     before = _status("VmRSS")
-    begin = time.perf_counter()
+    begin, begin_cpu = time.perf_counter(), os.times().user
     plan = loader.load(folder)
-    model = _core.Model(plan.spec, device="cpu", num_threads=num_threads, dtype=plan.dtype, formats={})
+    shapes = [formats.MatrixShape(*shape) for shape in _core.matrix_shapes(plan.spec)]
+    held = formats.choose_formats(shapes, plan.fills, quantization, "auto")
+    model = _core.Model(
+        plan.spec, device="cpu", num_threads=num_threads, dtype=plan.dtype, formats=held.native()
+    )  # fmt: skip
     model.allocate_weights()
-    plan.fill(model, num_threads=num_threads)
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "weight_bytes": model.weight_bytes(), "peak_bytes": _status("VmHWM") - before}
+    plan.fill(model, num_threads=num_threads, formats=held)
+    seconds, cpu_seconds = time.perf_counter() - begin, os.times().user - begin_cpu
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "weight_bytes": model.weight_bytes(),
+        "peak_bytes": _status("VmHWM") - before,
+    }
 
 
 def main() -> None:
@@ -99,22 +110,25 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--format", choices=["bf16", "gptq"], default="bf16")
+    parser.add_argument("--quantization", help="as of LLM")
     parser.add_argument("--folder", help="where to write the checkpoint; a temporary folder by default")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # the child process
     args = parser.parse_args()
     if args.load is not None:
-        print(json.dumps(load(args.load, args.threads[0])))
+        print(json.dumps(load(args.load, args.threads[0], args.quantization)))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         size = write(Path(name), args.gigabytes * 1e9, args.format)
         for i, num_threads in enumerate([1, *args.threads]):
             command = [sys.executable, __file__, "--load", name, "--threads", str(num_threads)]
+            command += [] if args.quantization is None else ["--quantization", args.quantization]
             found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             if i == 0:
                 continue
             print(
                 f"{size / 1e9:.2f} GB, {num_threads} threads: {found['seconds']:.2f} s, "
-                f"{size / 1e9 / found['seconds']:.2f} GB/s; peak {found['peak_bytes'] / 1e9:.3f} GB = "
+                f"{size / 1e9 / found['seconds']:.2f} GB/s, {size / 1e9 / found['cpu_seconds']:.2f} per CPU second; "
+                f"peak {found['peak_bytes'] / 1e9:.3f} GB = "
                 f"weights + {(found['peak_bytes'] - found['weight_bytes']) / 1e6:.0f} MB"
             )
 

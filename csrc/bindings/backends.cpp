@@ -29,7 +29,8 @@ std::unique_ptr<Backend> make_backend(std::string_view device, int num_threads) 
     if (error == std::errc{} && end == device.data() + device.size()) return make_cuda_backend(ordinal);
   }
   fail(ErrorKind::kDevice, "device \"", device,
-       "\" is not known; use \"auto\", \"cpu\", \"cpu:scalar|avx2|avx512|vnni|bf16\", \"cuda\", \"cuda:N\", \"cuda:emulated\" or "
+       "\" is not known; use \"auto\", \"cpu\", \"cpu:scalar|avx2|avx512|vnni|bf16\", \"cuda\", \"cuda:N\", "
+       "\"cuda:emulated\" or "
        "\"reference\"");
 }
 

@@ -9,9 +9,9 @@
 
 namespace fastllm {
 
-// "auto" (a GPU where there is one, else the processor), "cuda", "cuda:N" (device N), "reference", "cpu" (best level of this machine or FASTLLM_CPU_ISA), "cpu:scalar|avx2|avx512|vnni|bf16",
-// "cuda:emulated" (the kernels of csrc/cuda, run by the host: for tests).
-// num_threads 0: default_num_threads().
+// "auto" (a GPU where there is one, else the processor), "cuda", "cuda:N" (device N), "reference", "cpu" (best level of
+// this machine or FASTLLM_CPU_ISA), "cpu:scalar|avx2|avx512|vnni|bf16", "cuda:emulated" (the kernels of csrc/cuda, run
+// by the host: for tests). num_threads 0: default_num_threads().
 std::unique_ptr<Backend> make_backend(std::string_view device, int num_threads);
 
 }  // namespace fastllm

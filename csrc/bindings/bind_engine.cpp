@@ -85,6 +85,13 @@ std::vector<uint32_t> mask_words(const nb::bytes& mask) {
   return words;
 }
 
+Pooling pooling_from(const std::string& name) {
+  if (name.empty()) return Pooling::kNone;
+  if (name == "last") return Pooling::kLast;
+  if (name == "mean") return Pooling::kMean;
+  fail(ErrorKind::kInvalidRequest, "pooling must be last or mean");
+}
+
 nb::object error_of(const RequestDelta& delta) {
   if (delta.finish_reason != FinishReason::kError) return nb::none();
   const char* cls = "InternalError";
@@ -189,6 +196,7 @@ void bind_fake_engine(nb::module_& m) {
       [](EngineConfig config, int64_t page_size, int64_t vocab_size) {
         config.page_size = page_size;
         config.vocab_size = vocab_size;
+        config.hidden_size = 1;
         check(config);
         auto fake_controls = std::make_shared<FakeControls>();
         auto executor = std::make_unique<FakeExecutor>(config, fake_controls);
@@ -227,6 +235,12 @@ void bind_outputs(nb::module_& m) {
       .def_ro("logprobs", &RequestDelta::logprobs)
       .def_ro("prompt_logprobs", &RequestDelta::prompt_logprobs)
       .def_ro("metrics", &RequestDelta::metrics)
+      .def_prop_ro(
+          "embedding",
+          [](const RequestDelta& self) {
+            return nb::bytes(self.embedding.data(), self.embedding.size() * sizeof(float));
+          },
+          "float32 in the machine's byte order; empty but for the last delta of an embedding")
       .def_prop_ro("finish_reason",
                    [](const RequestDelta& self) -> std::optional<std::string> {
                      if (self.finish_reason == FinishReason::kNone) return std::nullopt;
@@ -282,16 +296,17 @@ void bind_engine(nb::module_& m) {
       .def(
           "submit",
           [](Engine& self, std::vector<int64_t> prompt_token_ids, const nb::dict& params,
-             const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt, int64_t mask_key,
-             const std::optional<nb::bytes>& first_mask) {
-            Submission submission{std::move(prompt_token_ids), params_from(params), priority, std::move(cache_salt),
-                                  std::nullopt};
+             const std::shared_ptr<Channel>& channel, int64_t priority, std::string cache_salt,
+             const std::string& pooling, int64_t mask_key, const std::optional<nb::bytes>& first_mask) {
+            Submission submission{std::move(prompt_token_ids), params_from(params), pooling_from(pooling), priority,
+                                  std::move(cache_salt),       std::nullopt};
             if (first_mask) submission.masks = MaskSource{mask_key, mask_words(*first_mask)};
             const GilRelease release;
             return self.submit(std::move(submission), channel);
           },
-          "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "", "mask_key"_a = 0,
-          "first_mask"_a = nb::none())
+          "prompt_token_ids"_a, "params"_a, "channel"_a, "priority"_a = 0, "cache_salt"_a = "", "pooling"_a = "",
+          "mask_key"_a = 0, "first_mask"_a = nb::none(),
+          "With pooling last or mean nothing is generated: the result is the prompt's embedding.")
       .def(
           "poll_mask_tasks",
           [](Engine& self, double timeout_s) {

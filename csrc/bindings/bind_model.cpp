@@ -92,9 +92,9 @@ StepLimits limits_of(const EngineConfig& config) {
 std::unique_ptr<Engine> start(const std::shared_ptr<Model>& model, EngineConfig config, const std::string& kv_dtype) {
   config.page_size = model->backend->page_size();
   config.vocab_size = model->spec.vocab_size;
+  config.hidden_size = model->spec.hidden_size;
   check(config);
-  auto executor =
-      std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
+  auto executor = std::make_unique<ModelExecutor>(model, limits_of(config), config.num_pages, parse_kv_dtype(kv_dtype));
   return std::make_unique<Engine>(config, std::move(executor));
 }
 
@@ -120,8 +120,8 @@ nb::dict measure_limits(int num_threads) {
     ThreadPool pool(num_threads);
     const CpuIsa isa = choose_isa(nullptr);
     read = measure_read_bandwidth(pool);
-    float32 = measure_peak_flops(pool, isa, DType::kF32);
-    bfloat16 = measure_peak_flops(pool, isa, DType::kBF16);
+    float32 = measure_peak_ops(pool, isa, DType::kF32);
+    bfloat16 = measure_peak_ops(pool, isa, DType::kBF16);
   }
   nb::dict out;
   out["read_bytes_per_s"] = read;
@@ -171,6 +171,9 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("backend_name", [](const Model& self) { return std::string(self.backend->name()); })
       .def_prop_ro("num_threads", [](const Model& self) { return self.backend->num_threads(); })
       .def_prop_ro("page_size", [](const Model& self) { return self.backend->page_size(); })
+      .def_prop_ro(
+          "device_free_bytes", [](const Model& self) { return self.backend->free_bytes(); },
+          "Free memory of the device; 0 where it is the host's.")
       .def("weight_bytes", &Model::weight_bytes)
       .def(
           "step_bytes",
@@ -210,7 +213,7 @@ void bind_model(nb::module_& m) {
   nb::class_<Scorer>(m, "Scorer", "Whole rows of logits of one sequence at a time, for evaluation.")
       .def(nb::new_([](const std::shared_ptr<Model>& model, int64_t max_tokens, int64_t chunk,
                        const std::string& kv_dtype) {
-             return std::make_unique<Scorer>(model, max_tokens, chunk, parse_float_dtype(kv_dtype));
+             return std::make_unique<Scorer>(model, max_tokens, chunk, parse_kv_dtype(kv_dtype));
            }),
            "model"_a, nb::kw_only(), "max_tokens"_a, "chunk"_a, "kv_dtype"_a)
       .def("append", &append, "token_ids"_a, "logits"_a,

@@ -21,7 +21,11 @@ static_assert(std::endian::native == std::endian::little);
 
 uint32_t load_quad(const uint8_t* codes, int64_t count) {
   uint32_t quad = 0;
-  std::memcpy(&quad, codes, static_cast<std::size_t>(std::min<int64_t>(count, 4)));
+  if (count >= 4) {  // a load, where a copy of a size to be found out would be a call
+    std::memcpy(&quad, codes, 4);
+  } else {
+    std::memcpy(&quad, codes, static_cast<std::size_t>(count));
+  }
   return quad;
 }
 

@@ -12,7 +12,8 @@ FASTLLM_DECLARE_KERNELS(bf16)
 
 #define FASTLLM_KERNEL_TABLE(isa)                                                  \
   {isa::kLinearKernels,     isa::kLinearIntKernels,    isa::kLinearDequantKernels, \
-   &isa::kAttentionKernels, &isa::kElementwiseKernels, &isa::kProbeKernels}
+   &isa::kAttentionKernels, &isa::kElementwiseKernels, &isa::kSamplingKernels,     \
+   &isa::kProbeKernels}
 
 namespace fastllm::cpu {
 namespace {

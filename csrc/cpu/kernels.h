@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/sampling_scans.h"
+
 namespace fastllm::cpu {
 
 enum class Elem : uint8_t { kF32, kBF16, kF16 };
@@ -52,6 +54,7 @@ struct IntFormat {
   int64_t group = 0;  // columns of an activation group: 32, 64, 128
   ScaleKind scales = ScaleKind::kF16;
   Planes planes = Planes::kOne;
+  int32_t zero = 0;  // of symmetric weights; 0: each scale has one of its own
 };
 constexpr int64_t kRowScaleBytes = 4 * kPanelRows;
 
@@ -174,7 +177,9 @@ struct ElementwiseKernels {
 struct ProbeKernels {
   void (*read)(const std::byte* data, int64_t bytes, float* sink);  // bytes: a multiple of 256
   double (*fma_loop)(int64_t num_rounds);                           // returns floating point operations done
-  double (*dot_loop)(int64_t num_rounds);  // bf16 dot products; nullptr where the level lacks them
+  // The same with bf16 dot products, and with those of unsigned and signed bytes; nullptr where the level lacks them.
+  double (*bf16_dot_loop)(int64_t num_rounds);
+  double (*int8_dot_loop)(int64_t num_rounds);
 };
 
 struct KernelTable {
@@ -183,6 +188,7 @@ struct KernelTable {
   const LinearEntry* linear_dequant;  // int8, int4 with bf16 activations, then the same with float32
   const AttentionKernels* attention;
   const ElementwiseKernels* elementwise;
+  const SampleScans* sampling;
   const ProbeKernels* probe;
 };
 
@@ -196,5 +202,6 @@ struct KernelTable {
   extern const LinearEntry kLinearDequantKernels[];    \
   extern const AttentionKernels kAttentionKernels;     \
   extern const ElementwiseKernels kElementwiseKernels; \
+  extern const SampleScans kSamplingKernels;           \
   extern const ProbeKernels kProbeKernels;             \
   }

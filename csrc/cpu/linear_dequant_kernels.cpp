@@ -15,8 +15,11 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6;
 constexpr int kTileHalves = 2;
-#else
+#elif defined(__AVX2__)
 constexpr int kTileRows = 3;
+constexpr int kTileHalves = 1;
+#else
+constexpr int kTileRows = 2;
 constexpr int kTileHalves = 1;
 #endif
 
@@ -89,7 +92,7 @@ struct DequantKernel {
         const int parity = (kFirst + h) % 2;
         const std::byte* block =
             job.panels + panel_idx * job.panel_bytes + (has_row_scales ? kRowScaleBytes : 0) + g * block_bytes;
-        Vec zero_point = set1(static_cast<float>(1 << Codes::kZeroBits));
+        Vec zero_point = set1(static_cast<float>(Codes::kZero));
         if (job.zeros != nullptr) {
           const int64_t at = has_row_scales ? panel_idx : panel_idx * num_groups + g;
           zero_point = to_float(load_bytes(job.zeros + at * kPanelRows + 16 * parity));

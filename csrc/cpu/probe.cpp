@@ -42,11 +42,13 @@ double measure_read_bandwidth(ThreadPool& pool) {
   return best;
 }
 
-double measure_peak_flops(ThreadPool& pool, CpuIsa isa, DType dtype) {
+double measure_peak_ops(ThreadPool& pool, CpuIsa isa, DType dtype) {
   constexpr int64_t kRounds = 1 << 18;
   constexpr int64_t kChunksPerThread = 8;
   const cpu::ProbeKernels& probe = *cpu::kernels_for(isa).probe;
-  const auto loop = dtype == DType::kBF16 && probe.dot_loop != nullptr ? probe.dot_loop : probe.fma_loop;
+  auto loop = probe.fma_loop;
+  if (dtype == DType::kBF16 && probe.bf16_dot_loop != nullptr) loop = probe.bf16_dot_loop;
+  if (dtype == DType::kU8 && probe.int8_dot_loop != nullptr) loop = probe.int8_dot_loop;
   const double per_chunk = loop(kRounds);  // also wakes the wide units
   const int64_t num_chunks = kChunksPerThread * pool.size();
   double best = 0.0;

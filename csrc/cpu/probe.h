@@ -10,8 +10,8 @@ namespace fastllm {
 // Bytes per second that all threads of the pool together read from memory; the best of a few passes.
 double measure_read_bandwidth(ThreadPool& pool);
 
-// Floating point operations per second of all threads: bf16 dot products for kBF16 on a level that has them, otherwise
-// float multiply-adds (which is what such a level computes with).
-double measure_peak_flops(ThreadPool& pool, CpuIsa isa, DType dtype);
+// Operations (two for each multiply-add) per second of all threads: dot products of bf16 for kBF16 and of bytes for kU8
+// on levels that have them, otherwise float multiply-adds.
+double measure_peak_ops(ThreadPool& pool, CpuIsa isa, DType dtype);
 
 }  // namespace fastllm

@@ -41,7 +41,7 @@ double fma_loop(int64_t num_rounds) {
 }
 
 #if defined(__AVX512BF16__)
-double dot_loop(int64_t num_rounds) {
+double bf16_dot_loop(int64_t num_rounds) {
   const auto a = reinterpret_cast<__m512bh>(_mm512_castps_si512(set1(hide(0.001f)).v));
   const auto b = reinterpret_cast<__m512bh>(_mm512_castps_si512(set1(hide(0.002f)).v));
   Vec acc[kChains];
@@ -54,14 +54,33 @@ double dot_loop(int64_t num_rounds) {
   hide(sum);
   return 4.0 * kLanes * kChains * static_cast<double>(num_rounds);
 }
-constexpr auto* kDotLoop = dot_loop;
+constexpr auto* kBf16DotLoop = bf16_dot_loop;
 #else
-constexpr double (*kDotLoop)(int64_t) = nullptr;
+constexpr double (*kBf16DotLoop)(int64_t) = nullptr;
+#endif
+
+#if defined(__AVX512VNNI__)
+double int8_dot_loop(int64_t num_rounds) {
+  const __m512i a = _mm512_castps_si512(set1(hide(0.001f)).v);
+  const __m512i b = _mm512_castps_si512(set1(hide(0.002f)).v);
+  __m512i acc[kChains];
+  for (int j = 0; j < kChains; ++j) acc[j] = _mm512_castps_si512(set1(hide(static_cast<float>(j))).v);
+  for (int64_t i = 0; i < num_rounds; ++i) {
+    for (int j = 0; j < kChains; ++j) acc[j] = _mm512_dpbusd_epi32(acc[j], a, b);
+  }
+  float sum = 0.0f;
+  for (int j = 0; j < kChains; ++j) sum += reduce_add({_mm512_castsi512_ps(acc[j])});
+  hide(sum);
+  return 8.0 * kLanes * kChains * static_cast<double>(num_rounds);
+}
+constexpr auto* kInt8DotLoop = int8_dot_loop;
+#else
+constexpr double (*kInt8DotLoop)(int64_t) = nullptr;
 #endif
 
 }  // namespace
 
 extern const ProbeKernels kProbeKernels;
-constinit const ProbeKernels kProbeKernels = {read, fma_loop, kDotLoop};
+constinit const ProbeKernels kProbeKernels = {read, fma_loop, kBf16DotLoop, kInt8DotLoop};
 
 }  // namespace fastllm::cpu::FASTLLM_ISA

@@ -11,7 +11,7 @@ void CpuBackend::sample(const SampleArgs& args) {
                 "sample: vocabulary of ", vocab_size, " is larger than reserve() planned for");
   pool_.parallel_for(args.num_rows, 1, [&](int64_t row, int64_t, int thread_idx) {
     args.results[row] = sample_row({args.logits + row * args.stride, vocab_size}, args.rows[row],
-                                   scratch_.threads[static_cast<std::size_t>(thread_idx)].sampling);
+                                   scratch_.threads[static_cast<std::size_t>(thread_idx)].sampling, kernels_.sampling);
   });
 }
 

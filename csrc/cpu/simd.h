@@ -2,8 +2,10 @@
 // the same tree (i with i + 8, then 4, 2, 1), so a result does not depend on the level.
 //
 // Each level's header defines Vec, Mask and: zero set1 load load_n store store_n add sub mul div fma max min less
-// is_number lanes select scale2 reduce_add reduce_max load_pair store_bf16 store_f16.
+// is_number lanes bits select scale2 reduce_add reduce_max load_pair store_bf16 store_f16; Doubles, 16 sums of lanes in
+// double, with zero_doubles, add and reduce_add.
 //   max(a, b), min(a, b)   b where one of them is NaN
+//   bits(mask)             bit i is lane i
 //   lanes(begin, end)      mask of lanes begin <= i < end; begin and end may lie outside [0, 16]
 //   scale2(p, t)           p * 2^n where n is the integer in the low mantissa bits of t = n + 1.5 * 2^23
 //   load_pair(p, a, b)     steps 0 and 1 of a pair block (kernels.h), widened to float

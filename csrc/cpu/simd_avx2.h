@@ -44,6 +44,9 @@ FASTLLM_INLINE Mask lanes(int64_t begin, int64_t end) {
   return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(i, lo), _mm256_cmpgt_epi32(hi, i))),
           _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(j, lo), _mm256_cmpgt_epi32(hi, j)))};
 }
+FASTLLM_INLINE uint32_t bits(Mask m) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(m.a)) | static_cast<uint32_t>(_mm256_movemask_ps(m.b)) << 8;
+}
 FASTLLM_INLINE Vec load_n(const float* p, int64_t n) {
   if (n >= 16) return load(p);
   const Mask m = lanes(0, n);
@@ -72,6 +75,24 @@ FASTLLM_INLINE float reduce_max(Vec x) {
   const __m128 q = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
   const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+
+struct Doubles {
+  __m256d v[4];
+};
+FASTLLM_INLINE Doubles zero_doubles() { return {}; }
+FASTLLM_INLINE __m256d widen_low(__m256 x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+FASTLLM_INLINE __m256d widen_high(__m256 x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+FASTLLM_INLINE Doubles add(Doubles x, Vec y) {
+  return {{_mm256_add_pd(x.v[0], widen_low(y.a)), _mm256_add_pd(x.v[1], widen_high(y.a)),
+           _mm256_add_pd(x.v[2], widen_low(y.b)), _mm256_add_pd(x.v[3], widen_high(y.b))}};
+}
+FASTLLM_INLINE double reduce_add(Doubles x) {
+  const __m256d low = _mm256_add_pd(x.v[0], x.v[2]);
+  const __m256d high = _mm256_add_pd(x.v[1], x.v[3]);
+  const __m256d q = _mm256_add_pd(low, high);
+  const __m128d d = _mm_add_pd(_mm256_castpd256_pd128(q), _mm256_extractf128_pd(q, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(d, _mm_unpackhi_pd(d, d)));
 }
 
 FASTLLM_INLINE __m256i load_bits(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }

@@ -31,6 +31,7 @@ FASTLLM_INLINE Mask lanes(int64_t begin, int64_t end) {
   const uint32_t below_end = end <= 0 ? 0u : end >= 16 ? 0xffffu : (1u << end) - 1;
   return {static_cast<__mmask16>(below_end & ~below_begin)};
 }
+FASTLLM_INLINE uint32_t bits(Mask m) { return m.m; }
 FASTLLM_INLINE Vec load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(lanes(0, n).m, p)}; }
 FASTLLM_INLINE void store_n(float* p, Vec x, int64_t n) { _mm512_mask_storeu_ps(p, lanes(0, n).m, x.v); }
 FASTLLM_INLINE Vec scale2(Vec p, Vec t) {
@@ -54,6 +55,21 @@ FASTLLM_INLINE float reduce_max(Vec x) {
   const __m128 q = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
   const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+
+struct Doubles {
+  __m512d low, high;
+};
+FASTLLM_INLINE Doubles zero_doubles() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+FASTLLM_INLINE Doubles add(Doubles x, Vec y) {
+  return {_mm512_add_pd(x.low, _mm512_maskz_cvtps_pd(0xff, half_of<0>(y.v))),
+          _mm512_add_pd(x.high, _mm512_maskz_cvtps_pd(0xff, half_of<1>(y.v)))};
+}
+FASTLLM_INLINE double reduce_add(Doubles x) {
+  const __m512d s = _mm512_add_pd(x.low, x.high);
+  const __m256d q = _mm256_add_pd(_mm512_maskz_extractf64x4_pd(0xf, s, 0), _mm512_maskz_extractf64x4_pd(0xf, s, 1));
+  const __m128d d = _mm_add_pd(_mm256_castpd256_pd128(q), _mm256_extractf128_pd(q, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(d, _mm_unpackhi_pd(d, d)));
 }
 
 FASTLLM_INLINE __m512i load_bits(const std::byte* p) { return _mm512_loadu_si512(p); }

@@ -13,32 +13,37 @@
 
 namespace fastllm::cpu::FASTLLM_ISA {
 
+// Sums have a vector type of their elements: as general integer vectors GCC 12 would copy (and spill) them once for
+// each addition in a loop.
 #if defined(__AVX512F__)
 
+typedef int32_t IntVector __attribute__((vector_size(64)));
 struct Ints {
-  __m512i v;
+  IntVector v;
 };
+FASTLLM_INLINE Ints as_ints(__m512i x) { return {reinterpret_cast<IntVector>(x)}; }
+FASTLLM_INLINE __m512i bits_of(Ints x) { return reinterpret_cast<__m512i>(x.v); }
 struct Bytes {
   __m512i v;
 };
 
-FASTLLM_INLINE Ints set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
-FASTLLM_INLINE Ints add(Ints x, Ints y) { return {_mm512_add_epi32(x.v, y.v)}; }
+FASTLLM_INLINE Ints set1_int(int32_t x) { return as_ints(_mm512_set1_epi32(x)); }
+FASTLLM_INLINE Ints add(Ints x, Ints y) { return {x.v + y.v}; }
 template <int kBits>
 FASTLLM_INLINE Ints shift_left(Ints x) {
-  return {_mm512_maskz_slli_epi32(0xffff, x.v, kBits)};
+  return as_ints(_mm512_maskz_slli_epi32(0xffff, bits_of(x), kBits));
 }
 template <int kBits>
 FASTLLM_INLINE Ints shift_right(Ints x) {
-  return {_mm512_maskz_srli_epi32(0xffff, x.v, kBits)};
+  return as_ints(_mm512_maskz_srli_epi32(0xffff, bits_of(x), kBits));
 }
-FASTLLM_INLINE Ints and_bits(Ints x, int32_t bits) { return {_mm512_and_si512(x.v, _mm512_set1_epi32(bits))}; }
-FASTLLM_INLINE Vec to_float(Ints x) { return {_mm512_maskz_cvtepi32_ps(0xffff, x.v)}; }
-FASTLLM_INLINE Ints madd(Ints x, Ints y) { return {_mm512_madd_epi16(x.v, y.v)}; }
+FASTLLM_INLINE Ints and_bits(Ints x, int32_t bits) { return {x.v & bits}; }
+FASTLLM_INLINE Vec to_float(Ints x) { return {_mm512_maskz_cvtepi32_ps(0xffff, bits_of(x))}; }
+FASTLLM_INLINE Ints madd(Ints x, Ints y) { return as_ints(_mm512_madd_epi16(bits_of(x), bits_of(y))); }
 FASTLLM_INLINE Bytes load_line(const std::byte* p) { return {_mm512_loadu_si512(p)}; }
-FASTLLM_INLINE Ints line_as_ints(const std::byte* p) { return {_mm512_loadu_si512(p)}; }
+FASTLLM_INLINE Ints line_as_ints(const std::byte* p) { return as_ints(_mm512_loadu_si512(p)); }
 FASTLLM_INLINE Ints load_bytes(const uint8_t* p) {
-  return {_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  return as_ints(_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 FASTLLM_INLINE void store_bytes(int8_t* p, Vec x) {
   const __m512i ints = _mm512_maskz_cvtps_epi32(0xffff, x.v);
@@ -52,39 +57,43 @@ FASTLLM_INLINE Vec load_bf16(const std::byte* p) {
 
 #elif defined(__AVX2__)
 
+typedef int32_t IntVector __attribute__((vector_size(32)));
 struct Ints {
-  __m256i a, b;
+  IntVector a, b;
 };
+FASTLLM_INLINE Ints as_ints(__m256i a, __m256i b) {
+  return {reinterpret_cast<IntVector>(a), reinterpret_cast<IntVector>(b)};
+}
+FASTLLM_INLINE __m256i bits_of(IntVector x) { return reinterpret_cast<__m256i>(x); }
 struct Bytes {
   __m256i a, b;
 };
 
 FASTLLM_INLINE const __m256i* as_vectors(const void* p) { return static_cast<const __m256i*>(p); }
-FASTLLM_INLINE Ints set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-FASTLLM_INLINE Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+FASTLLM_INLINE Ints set1_int(int32_t x) { return as_ints(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+FASTLLM_INLINE Ints add(Ints x, Ints y) { return {x.a + y.a, x.b + y.b}; }
 template <int kBits>
 FASTLLM_INLINE Ints shift_left(Ints x) {
-  return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
+  return as_ints(_mm256_slli_epi32(bits_of(x.a), kBits), _mm256_slli_epi32(bits_of(x.b), kBits));
 }
 template <int kBits>
 FASTLLM_INLINE Ints shift_right(Ints x) {
-  return {_mm256_srli_epi32(x.a, kBits), _mm256_srli_epi32(x.b, kBits)};
+  return as_ints(_mm256_srli_epi32(bits_of(x.a), kBits), _mm256_srli_epi32(bits_of(x.b), kBits));
 }
-FASTLLM_INLINE Ints and_bits(Ints x, int32_t bits) {
-  const __m256i mask = _mm256_set1_epi32(bits);
-  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+FASTLLM_INLINE Ints and_bits(Ints x, int32_t bits) { return {x.a & bits, x.b & bits}; }
+FASTLLM_INLINE Vec to_float(Ints x) { return {_mm256_cvtepi32_ps(bits_of(x.a)), _mm256_cvtepi32_ps(bits_of(x.b))}; }
+FASTLLM_INLINE Ints madd(Ints x, Ints y) {
+  return as_ints(_mm256_madd_epi16(bits_of(x.a), bits_of(y.a)), _mm256_madd_epi16(bits_of(x.b), bits_of(y.b)));
 }
-FASTLLM_INLINE Vec to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-FASTLLM_INLINE Ints madd(Ints x, Ints y) { return {_mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b)}; }
 FASTLLM_INLINE Bytes load_line(const std::byte* p) {
   return {_mm256_loadu_si256(as_vectors(p)), _mm256_loadu_si256(as_vectors(p) + 1)};
 }
 FASTLLM_INLINE Ints line_as_ints(const std::byte* p) {
-  return {_mm256_loadu_si256(as_vectors(p)), _mm256_loadu_si256(as_vectors(p) + 1)};
+  return as_ints(_mm256_loadu_si256(as_vectors(p)), _mm256_loadu_si256(as_vectors(p) + 1));
 }
 FASTLLM_INLINE Ints load_bytes(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+  return as_ints(_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
 }
 FASTLLM_INLINE void store_bytes(int8_t* p, Vec x) {
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));

@@ -69,6 +69,11 @@ FASTLLM_INLINE Mask lanes(int64_t begin, int64_t end) {
   for (int i = 0; i < 16; ++i) r.m[i] = i >= begin && i < end;
   return r;
 }
+FASTLLM_INLINE uint32_t bits(Mask m) {
+  uint32_t r = 0;
+  for (int i = 0; i < 16; ++i) r |= static_cast<uint32_t>(m.m[i]) << i;
+  return r;
+}
 FASTLLM_INLINE Vec select(Mask m, Vec a, Vec b) {
   Vec r;
   for (int i = 0; i < 16; ++i) r.v[i] = m.m[i] ? a.v[i] : b.v[i];
@@ -93,6 +98,21 @@ FASTLLM_INLINE float reduce_max(Vec a) {
     for (int i = 0; i < width; ++i) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
   }
   return a.v[0];
+}
+
+struct Doubles {
+  double v[16];
+};
+FASTLLM_INLINE Doubles zero_doubles() { return {}; }
+FASTLLM_INLINE Doubles add(Doubles x, Vec y) {
+  for (int i = 0; i < 16; ++i) x.v[i] += static_cast<double>(y.v[i]);
+  return x;
+}
+FASTLLM_INLINE double reduce_add(Doubles x) {
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) x.v[i] = x.v[i] + x.v[i + width];
+  }
+  return x.v[0];
 }
 
 FASTLLM_INLINE float widen_bf16(uint16_t x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16); }

@@ -34,6 +34,7 @@ PanelLayout::PanelLayout(const WeightDesc& desc) : num_panels(ceil_div(desc.n, k
     format.planes = desc.act == ActMode::kA8R   ? Planes::kResidual
                     : desc.act == ActMode::kA15 ? Planes::kTwo
                                                 : Planes::kOne;
+    format.zero = desc.has_zeros ? 0 : desc.symmetric_zero();
     block_bytes = format.group * (desc.format == WeightFormat::kInt4 ? kPanelRows / 2 : kPanelRows) +
                   (has_row_scales ? 0 : 2 * kPanelRows);
     panel_bytes = checked_add(checked_mul(ceil_div(desc.k, format.group), block_bytes, "weight"),

@@ -1,13 +1,15 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <cstring>
 
+#include "cuda/gemm/pack_weights.h"
 #include "cuda/layout.h"
 
 namespace fastllm::cuda {
 
 CudaBackend::CudaBackend(std::string name, const fl::DeviceOptions& options)
-    : name_(std::move(name)), device_(std::make_shared<fl::Device>(options)), stream_(*device_) {}
+    : name_(std::move(name)), device_(std::make_shared<fl::Device>(options)), stream_(*device_), sampler_(*device_) {}
 
 DeviceMemory CudaBackend::allocate(int64_t bytes, const char* what, Contents contents) {
   struct Owner {
@@ -39,28 +41,47 @@ void CudaBackend::download(void* to, const void* from, int64_t bytes) {
 }
 
 int64_t CudaBackend::packed_bytes(const WeightDesc& desc) const {
-  const int64_t rows = checked_mul(desc.n, desc.num_experts, "weight");
-  return checked_mul(checked_mul(rows, row_pitch(desc), "weight"), size_of(dtype_of(desc.format)), "weight");
+  return checked_mul(TileLayout(desc).expert_bytes, desc.num_experts, "weight");
 }
 
+// Rows go to the device as they are, in one piece, and are put into their places there.
 void CudaBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
-  with_float_dtype(dtype_of(to.desc.format), [&]<class To>(To) {
-    with_float_dtype(slice.dtype, [&]<class From>(From) {
-      const int64_t pitch = row_pitch(to.desc);
-      std::vector<To> rows(static_cast<std::size_t>(slice.num_rows * pitch), To{});
-      for (int64_t i = 0; i < slice.num_rows; ++i) {
-        const From* from = static_cast<const From*>(slice.data) + i * slice.row_stride;
-        To* row = rows.data() + i * pitch;
-        for (int64_t k = 0; k < to.desc.k; ++k) row[k] = from_float<To>(to_float(from[k * slice.col_stride]));
-      }
-      const int64_t first = (slice.expert * to.desc.n + slice.row_begin) * pitch;
-      upload(reinterpret_cast<To*>(to.data) + first, rows.data(), static_cast<int64_t>(rows.size() * sizeof(To)));
-    });
-  });
+  const int64_t element = size_of(slice.dtype);
+  const int64_t count = checked_mul(slice.num_rows, to.desc.k, "rows");
+  if (count == 0) return;
+  std::vector<std::byte> gathered;
+  const void* rows = slice.data;
+  if (slice.col_stride != 1 || slice.row_stride != to.desc.k) {
+    gathered.resize(static_cast<std::size_t>(count * element));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t from = i / to.desc.k * slice.row_stride + i % to.desc.k * slice.col_stride;
+      std::memcpy(gathered.data() + i * element, static_cast<const std::byte*>(slice.data) + from * element,
+                  static_cast<std::size_t>(element));
+    }
+    rows = gathered.data();
+  }
+  const fl::DeviceBuffer staged(*device_, count * element, "rows of a weight");
+  const std::scoped_lock lock(copy_mutex_);
+  stream_.upload(staged.data(), rows, staged.size());
+  pack_values(stream_, to, slice.expert, slice.row_begin, slice.num_rows, staged.data(), slice.dtype);
+  stream_.synchronize();
 }
 
-void CudaBackend::pack_codes(const PackedWeight&, const CodeSlice&) {
-  fail(ErrorKind::kUnsupportedModel, name_, ": integer weights are not there yet");
+void CudaBackend::pack_codes(const PackedWeight& to, const CodeSlice& slice) {
+  const int64_t num_codes = checked_mul(slice.num_rows, to.desc.k, "rows");
+  if (num_codes == 0) return;
+  const int64_t num_scales = slice.num_rows * to.desc.groups();
+  const fl::DeviceBuffer codes(*device_, num_codes, "codes of a weight");
+  const fl::DeviceBuffer scales(*device_, num_scales * size_of(DType::kF32), "scales of a weight");
+  const fl::DeviceBuffer zeros(*device_, num_scales, "zeros of a weight");
+  const std::scoped_lock lock(copy_mutex_);
+  stream_.upload(codes.data(), slice.codes, codes.size());
+  stream_.upload(scales.data(), slice.scales, scales.size());
+  if (to.desc.has_zeros) stream_.upload(zeros.data(), slice.zeros, zeros.size());
+  cuda::pack_codes(stream_, to, slice.expert, slice.row_begin, slice.num_rows,
+                   reinterpret_cast<const uint8_t*>(codes.data()), reinterpret_cast<const float*>(scales.data()),
+                   to.desc.has_zeros ? reinterpret_cast<const uint8_t*>(zeros.data()) : nullptr);
+  stream_.synchronize();
 }
 
 int64_t CudaBackend::page_size() const { return kPageSize; }
@@ -68,9 +89,27 @@ int64_t CudaBackend::page_size() const { return kPageSize; }
 int64_t CudaBackend::kv_page_bytes(const KvSpec& spec) const { return page_end(spec); }
 
 Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
+  // More tokens go through the experts in passes: their intermediate results are k times as many.
+  constexpr int64_t kMaxMoeTokens = 1024;
   Workspace w;
-  const int64_t pairs = checked_mul(limits.max_tokens, limits.experts_per_token, "moe");
-  w.moe_hidden = arena.take<float>(checked_mul(pairs, limits.moe_features, "moe"));
+  const bool has_experts = limits.num_experts > 0;
+  w.moe_tokens = has_experts ? std::min(limits.max_tokens, kMaxMoeTokens) : 0;
+  const int64_t slots = checked_mul(w.moe_tokens, limits.experts_per_token, "moe");
+  const int64_t rows = std::max({limits.max_tokens, limits.max_logit_rows, slots});
+  w.converted_size = checked_mul(rows, round_up(limits.max_features, kChunkCols), "converted activations");
+  w.converted = arena.take<uint16_t>(w.converted_size);
+
+  w.gemm.partials_size = gemm_partials(rows, std::max(limits.max_features, limits.vocab_size));
+  w.gemm.partials = arena.take<float>(w.gemm.partials_size);
+  w.gemm.num_tickets = gemm_tickets(rows);
+  w.gemm.tickets = arena.take<uint32_t>(w.gemm.num_tickets);
+
+  w.slots.token_of = arena.take<int32_t>(slots);
+  w.slots.slot_of = arena.take<int32_t>(slots);
+  w.slots.tiles = arena.take<RowTile>(slots);
+  w.slots.num_tiles = arena.take<int32_t>(1);
+  w.moe_gate_up = arena.take<float>(checked_mul(slots, 2 * limits.moe_features, "moe"));
+  w.moe_down = arena.take<float>(checked_mul(slots, limits.max_features, "moe"));
   w.attention_cells = AttentionCells::take(arena, limits);
   return w;
 }
@@ -78,31 +117,36 @@ Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
 int64_t CudaBackend::scratch_bytes(const OpLimits& limits) const {
   Arena plan;
   Workspace::take(plan, limits);
-  return plan.used();
+  return plan.used() + Sampler::bytes(limits);
+}
+
+void CudaBackend::run(uint64_t key, const std::function<void()>& work) {
+  if (key == 0) return work();
+  auto it = graphs_.find(key);
+  if (it == graphs_.end()) {
+    stream_.begin_capture();
+    try {
+      work();
+    } catch (...) {
+      (void)stream_.end_capture();  // what was recorded so far is of no use
+      throw;
+    }
+    it = graphs_.emplace(key, stream_.end_capture()).first;
+  }
+  stream_.run(it->second);
 }
 
 void CudaBackend::reserve(const OpLimits& limits) {
-  workspace_memory_ = fl::DeviceBuffer(*device_, scratch_bytes(limits), "workspace");
+  graphs_.clear();
+  Arena plan;
+  Workspace::take(plan, limits);
+  workspace_memory_ = fl::DeviceBuffer(*device_, plan.used(), "workspace");
   Arena arena({workspace_memory_.data(), static_cast<std::size_t>(workspace_memory_.size())});
   workspace_ = Workspace::take(arena, limits);
+  stream_.fill(workspace_.gemm.tickets, 0, workspace_.gemm.num_tickets * static_cast<int64_t>(sizeof(uint32_t)));
+  stream_.synchronize();
 
-  const int64_t num_logits = checked_mul(limits.max_logit_rows, limits.vocab_size, "logits");
-  logits_ = Buffer(checked_mul(num_logits, size_of(DType::kF32), "logits"), "logits on the host");
-  Arena plan;
-  SampleScratch::take(plan, limits.vocab_size);
-  sample_memory_ = Buffer(plan.used(), "sampling");
-  Arena sampling({sample_memory_.data(), static_cast<std::size_t>(sample_memory_.size())});
-  sample_scratch_ = SampleScratch::take(sampling, limits.vocab_size);
-}
-
-void CudaBackend::sample(const SampleArgs& args) {
-  FASTLLM_CHECK(args.stride == args.vocab_size, "rows of logits lie apart");
-  auto* logits = reinterpret_cast<float*>(logits_.data());
-  download(logits, args.logits, args.num_rows * args.vocab_size * size_of(DType::kF32));
-  for (int64_t r = 0; r < args.num_rows; ++r) {
-    const std::span row(logits + r * args.vocab_size, static_cast<std::size_t>(args.vocab_size));
-    args.results[r] = sample_row(row, args.rows[r], sample_scratch_);
-  }
+  sampler_.reserve(limits);
 }
 
 void CudaBackend::copy_pages(const CopyPagesArgs& args) {

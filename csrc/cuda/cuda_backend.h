@@ -1,14 +1,15 @@
 // The operations on a CUDA device, or on the emulated one: which of the two is a matter of what fl/host.h is linked to.
 #pragma once
 
+#include <map>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "cuda/fl/host.h"
 #include "cuda/kernels.h"
+#include "cuda/sampler.h"
 #include "ops/ops.h"
-#include "ops/sampling_algorithm.h"
 
 namespace fastllm::cuda {
 
@@ -21,6 +22,7 @@ class CudaBackend final : public Backend {
   [[nodiscard]] int num_threads() const override { return 1; }
 
   [[nodiscard]] bool shares_host_memory() const override { return false; }
+  [[nodiscard]] int64_t free_bytes() const override { return device_->free_bytes(); }
   [[nodiscard]] DeviceMemory allocate(int64_t bytes, const char* what, Contents contents) override;
   void upload(void* to, const void* from, int64_t bytes) override;
   void download(void* to, const void* from, int64_t bytes) override;
@@ -33,6 +35,9 @@ class CudaBackend final : public Backend {
   [[nodiscard]] int64_t scratch_bytes(const OpLimits& limits) const override;
   void reserve(const OpLimits& limits) override;
 
+  [[nodiscard]] bool has_graphs() const override { return true; }
+  void run(uint64_t key, const std::function<void()>& work) override;
+
   void embed(const EmbedArgs& args) override { cuda::embed(stream_, args); }
   void rms_norm(const RmsNormArgs& args) override { cuda::rms_norm(stream_, args); }
   void linear(const LinearArgs& args) override { cuda::linear(stream_, args, workspace_); }
@@ -44,7 +49,7 @@ class CudaBackend final : public Backend {
   void moe_ffn(const MoeFfnArgs& args) override { cuda::moe_ffn(stream_, args, workspace_); }
   void add(const AddArgs& args) override { cuda::add(stream_, args); }
   void softcap(const SoftcapArgs& args) override { cuda::softcap(stream_, args); }
-  void sample(const SampleArgs& args) override;
+  void sample(const SampleArgs& args) override { sampler_.sample(stream_, args); }
   void copy_pages(const CopyPagesArgs& args) override;
 
  private:
@@ -54,10 +59,8 @@ class CudaBackend final : public Backend {
   std::mutex copy_mutex_;  // weights are packed on several threads
   fl::DeviceBuffer workspace_memory_;
   Workspace workspace_;
-  // Sampling happens on the host, row by row, as on every backend.
-  Buffer logits_;  // [R, V]
-  Buffer sample_memory_;
-  SampleScratch sample_scratch_;
+  std::map<uint64_t, fl::Graph> graphs_;  // of steps, by key; gone when the workspace moves
+  Sampler sampler_;
 };
 
 }  // namespace fastllm::cuda

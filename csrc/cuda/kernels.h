@@ -3,6 +3,8 @@
 
 #include "core/buffer.h"
 #include "cuda/fl/host.h"
+#include "cuda/gemm/gemm.h"
+#include "cuda/moe/moe.h"
 #include "ops/ops.h"
 
 namespace fastllm::cuda {
@@ -18,7 +20,14 @@ struct AttentionCells {
 
 // Memory that kernels need beside their arguments: planned from the limits, taken once.
 struct Workspace {
-  float* moe_hidden = nullptr;  // [T * k, F] activated outputs of the experts' first halves
+  void* converted = nullptr;  // activations in 16 bits, [rows, K padded to 64]
+  int64_t converted_size = 0;
+  GemmWorkspace gemm;
+  // Experts, for passes of up to moe_tokens tokens.
+  int64_t moe_tokens = 0;
+  MoeSlots slots;
+  float* moe_gate_up = nullptr;  // [slots, 2F]
+  float* moe_down = nullptr;     // [slots, E]
   AttentionCells attention_cells;
 
   static Workspace take(Arena& arena, const OpLimits& limits);
@@ -35,7 +44,6 @@ void softcap(fl::Stream& stream, const SoftcapArgs& args);
 // attention/, gemm/, moe/
 void paged_attention(fl::Stream& stream, const PagedAttentionArgs& args, const Workspace& workspace);
 void linear(fl::Stream& stream, const LinearArgs& args, const Workspace& workspace);
-void moe_route(fl::Stream& stream, const MoeRouteArgs& args);
 void moe_ffn(fl::Stream& stream, const MoeFfnArgs& args, const Workspace& workspace);
 
 }  // namespace fastllm::cuda

@@ -1,7 +1,5 @@
-// Where bytes of weights and KV pages lie on the device.
+// Where the bytes of KV pages lie on the device. (Weights: gemm/weight_tiles.h.)
 //
-// Float weights: [expert][n][pitch], rows padded with zeros to a multiple of 16 bytes, so that every row can be read in
-// 16-byte pieces.
 // KV page: K part, then V part, each [kv head][slot in the page][dim], dims padded with zeros to a multiple of 16
 // bytes: a (page, head) is one contiguous block. int8: then the scales (bf16), of K [kv head][slot][group of dims], of
 // V [kv head][slot].
@@ -15,24 +13,8 @@ namespace fastllm::cuda {
 
 constexpr int64_t kPageSize = 16;
 
-constexpr DType dtype_of(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kF32:
-      return DType::kF32;
-    case WeightFormat::kBF16:
-      return DType::kBF16;
-    case WeightFormat::kF16:
-      return DType::kF16;
-    case WeightFormat::kInt8:
-    case WeightFormat::kInt4:
-      break;
-  }
-  fail(ErrorKind::kInternal, "cuda: ", name_of(format), " is not a float format");
-}
-
 // Elements from one row to the next.
 constexpr int64_t padded(int64_t size, DType dtype) { return round_up(size, 16 / size_of(dtype)); }
-constexpr int64_t row_pitch(const WeightDesc& desc) { return padded(desc.k, dtype_of(desc.format)); }
 constexpr int64_t head_pitch(const KvSpec& spec) { return padded(spec.head_dim, spec.dtype); }
 // Elements from the K part of a page to its V part.
 constexpr int64_t kv_part_size(const KvSpec& spec) { return spec.num_kv_heads * kPageSize * head_pitch(spec); }
@@ -108,7 +90,7 @@ decltype(auto) with_device_type(DType t, F&& f) {
     case DType::kI8:
       break;
   }
-  fail(ErrorKind::kInternal, "cuda: ", name_of(t), " is not a float type");
+  fail(ErrorKind::kUnsupportedModel, "cuda: ", name_of(t), " is not there yet");
 }
 // The same for the types of a KV cache: floats and int8.
 template <class F>

@@ -13,6 +13,7 @@ struct EngineConfig {
   int64_t num_pages = 0;
   int64_t page_size = 0;                 // P of the backend
   int64_t vocab_size = 0;                // of the model: token ids are checked against it
+  int64_t hidden_size = 0;               // E of the model, the length of an embedding
   int64_t max_model_len = 0;             // prompt + output of one sequence
   int64_t max_num_seqs = 64;             // S
   int64_t max_num_batched_tokens = 512;  // T

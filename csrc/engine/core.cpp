@@ -1,6 +1,7 @@
 #include "engine/core.h"
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
 #include <new>
 #include <utility>
@@ -260,6 +261,11 @@ void EngineCore::abort_abandoned() {
 
 void EngineCore::process(const ScheduledTokens& item, int64_t row_begin, int64_t row_end) {
   Sequence& s = *item.sequence;
+  if (s.request->pooling != Pooling::kNone) {
+    s.num_pooled = std::max(s.num_pooled, item.first + item.count);
+    if (s.num_remaining() == 0) finish_embedding(s);
+    return;
+  }
   for (int64_t row = row_begin; row < row_end; ++row) {
     if (step_->results[static_cast<std::size_t>(row)].is_finite) continue;
     ++stats_.num_nonfinite_rows;
@@ -284,6 +290,22 @@ void EngineCore::process(const ScheduledTokens& item, int64_t row_begin, int64_t
     delta.metrics = s.metrics;
     send(*s.request, std::move(delta));
   }
+}
+
+void EngineCore::finish_embedding(Sequence& s) {
+  const double num_summed = s.request->pooling == Pooling::kMean ? static_cast<double>(s.size()) : 1.0;
+  RequestDelta delta = delta_of(s);
+  delta.embedding.reserve(s.pooled.size());
+  for (const double sum : s.pooled) delta.embedding.push_back(static_cast<float>(sum / num_summed));
+  if (!std::ranges::all_of(delta.embedding, [](float x) { return std::isfinite(x); })) {
+    ++stats_.num_nonfinite_rows;
+    cache_.forget(s.pages);
+    fail_sequence(s, {ErrorKind::kInternal, "the model gave no usable embedding for this prompt (NaN or infinity)"});
+    return;
+  }
+  s.metrics.last_token_s = monotonic_s();
+  delta.finish_reason = FinishReason::kStop;
+  finish(s, std::move(delta));
 }
 
 void EngineCore::fork_children(const Sequence& parent) {

@@ -60,6 +60,7 @@ class EngineCore {
   void end_by_grammar();
   void fork_children(const Sequence& parent);
   void process(const ScheduledTokens& item, int64_t row_begin, int64_t row_end);
+  void finish_embedding(Sequence& sequence);
   void append_token(Sequence& sequence, int64_t row, RequestDelta& delta);
   void decide_end(Sequence& sequence, int32_t token, RequestDelta& delta);
   [[nodiscard]] TokenLogprobs logprobs_of(int64_t row) const;

@@ -22,9 +22,10 @@ namespace fastllm {
 struct Submission {
   std::vector<int64_t> prompt_token_ids;
   SamplingParams params;
-  int64_t priority = 0;             // lower is served first
-  std::string cache_salt;           // requests share cached prefixes only with requests of the same salt; <= 256 bytes
-  std::optional<MaskSource> masks;  // of requests that a grammar constrains
+  Pooling pooling = Pooling::kNone;  // otherwise nothing is generated: the result is the prompt's embedding
+  int64_t priority = 0;              // lower is served first
+  std::string cache_salt;            // requests share cached prefixes only with requests of the same salt; <= 256 bytes
+  std::optional<MaskSource> masks;   // of requests that a grammar constrains
 };
 
 struct EngineStats {

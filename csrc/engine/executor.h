@@ -9,8 +9,9 @@ namespace fastllm {
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Copies pages, runs the model, samples: fills step.results and the top arrays of step.rows.
-  // An exception fails the sequences of this step and no others; K/V that the step wrote is then never read again.
+  // Copies pages, runs the model, pools, samples: adds to the sums of step.pooled, fills step.results and the top
+  // arrays of step.rows. An exception fails the sequences of this step and no others; K/V that the step wrote is then
+  // never read again.
   virtual void execute(Step& step) = 0;
 };
 

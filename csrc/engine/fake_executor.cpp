@@ -62,6 +62,7 @@ void FakeExecutor::execute(Step& step) {
   copy_pages(step);
   store(step.view);
   if (controls_->fail_in > 0 && --controls_->fail_in == 0) fail(ErrorKind::kDevice, "fake executor: injected fault");
+  pool(step);
   step.before_sample(static_cast<double>(delay_us) * 1e-6);
   int64_t s = 0;
   for (int64_t row = 0; row < step.num_rows(); ++row) {
@@ -94,6 +95,17 @@ std::span<const int32_t> FakeExecutor::read(const StepView& step, int64_t s, int
     context_.push_back(cell.token);
   }
   return context_;
+}
+
+void FakeExecutor::pool(const Step& step) {
+  for (const PooledRows& rows : step.pooled) {
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int32_t row = step.pooled_rows[static_cast<std::size_t>(i)];
+      int64_t s = 0;
+      while (step.view.query_start[s + 1] <= row) ++s;
+      *rows.sum += static_cast<double>(hash_of(read(step.view, s, step.view.positions[row])) % 1000);
+    }
+  }
 }
 
 void FakeExecutor::sample(Step& step, int64_t row_idx, int64_t s) {

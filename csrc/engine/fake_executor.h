@@ -41,6 +41,7 @@ class FakeExecutor final : public Executor {
   void store(const StepView& step);
   // The tokens of sequence s up to and including `position`.
   std::span<const int32_t> read(const StepView& step, int64_t s, int64_t position);
+  void pool(const Step& step);
   void sample(Step& step, int64_t row, int64_t s);
 
   int64_t page_size_;

@@ -1,7 +1,10 @@
 #include "engine/model_executor.h"
 
+#include <algorithm>
+#include <bit>
 #include <utility>
 
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/fault.h"
 #include "engine/request.h"
@@ -48,7 +51,11 @@ ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& lim
     : model_(std::move(model)),
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
       decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits),
-      device_step_(*model_->backend, limits) {}
+      device_step_(*model_->backend, limits),
+      limits_(limits) {
+  if (model_->backend->shares_host_memory()) return;
+  hidden_.resize(narrow<std::size_t>(checked_mul(limits.max_tokens, model_->spec.hidden_size, "hidden states")));
+}
 
 void ModelExecutor::execute(Step& step) {
   FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
@@ -57,8 +64,7 @@ void ModelExecutor::execute(Step& step) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
   const double forward_begin_s = monotonic_s();
-  const DeviceStep::Arrays arrays = device_step_.upload(step);
-  float* logits = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+  float* logits = run_model(step);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
   step.sample_begin_s = monotonic_s();
@@ -70,6 +76,47 @@ void ModelExecutor::execute(Step& step) {
                   .stride = vocab,
                   .rows = step.rows.data(),
                   .results = step.results.data()});
+}
+
+// Logits of the step's rows. Steps in which every sequence has one token and one row are padded to few shapes, so that a
+// backend that records steps can repeat them.
+float* ModelExecutor::run_model(const Step& step) {
+  Backend& backend = *model_->backend;
+  const StepView& view = step.view;
+  const DeviceStep::Arrays host{view, step.logit_rows, step.pooled_rows};
+  const bool is_decode =
+      view.num_tokens == view.num_seqs && step.num_rows() == view.num_seqs && step.pooled_rows.empty();
+  if (!backend.has_graphs() || !is_decode) {
+    const DeviceStep::Arrays arrays = device_step_.upload(host);
+    float* logits = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+    pool(step, arrays.pooled_rows);
+    return logits;
+  }
+  const auto power_of_two = [](int64_t x) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(x))); };
+  const int64_t wanted = view.num_seqs <= 8 ? power_of_two(view.num_seqs) : round_up(view.num_seqs, 8);
+  const int64_t num_seqs = std::min(wanted, limits_.max_seqs);
+  const int64_t max_pages = std::min(power_of_two(view.max_pages), limits_.max_pages_per_seq);
+  const DeviceStep::Arrays arrays = device_step_.upload_decode(host, num_seqs, max_pages);
+  const uint64_t key = static_cast<uint64_t>(num_seqs) << 32 | static_cast<uint64_t>(max_pages);
+  backend.run(key, [&] { decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows); });
+  return decoder_.logits();
+}
+
+void ModelExecutor::pool(const Step& step, std::span<const int32_t> token_rows) {
+  if (token_rows.empty()) return;
+  const Mat hidden = decoder_.hidden_states(token_rows);
+  const int64_t width = hidden.cols;
+  const float* rows = hidden.row<float>(0);
+  if (!model_->backend->shares_host_memory()) {
+    model_->backend->download(hidden_.data(), rows, hidden.rows * width * static_cast<int64_t>(sizeof(float)));
+    rows = hidden_.data();
+  }
+  for (const PooledRows& one : step.pooled) {
+    for (int64_t row = one.begin; row < one.end; ++row) {
+      const float* x = rows + row * width;
+      for (int64_t e = 0; e < width; ++e) one.sum[e] += static_cast<double>(x[e]);
+    }
+  }
 }
 
 }  // namespace fastllm

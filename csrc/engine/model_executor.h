@@ -54,10 +54,15 @@ class ModelExecutor final : public Executor {
   void execute(Step& step) override;
 
  private:
+  float* run_model(const Step& step);
+  void pool(const Step& step, std::span<const int32_t> token_rows);
+
   ModelClaim model_;
   KvStorage kv_;
   Decoder decoder_;
   DeviceStep device_step_;
+  StepLimits limits_;
+  std::vector<float> hidden_;  // [T, E] of a step, where the host does not share the memory of the backend
 };
 
 }  // namespace fastllm

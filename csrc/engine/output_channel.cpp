@@ -62,6 +62,7 @@ void Channel::add(RequestDelta&& delta) {
   append(merged.logprobs, std::move(delta.logprobs));
   append(merged.prompt_logprobs, std::move(delta.prompt_logprobs));
   merged.text += delta.text;
+  merged.embedding = std::move(delta.embedding);
   merged.finish_reason = delta.finish_reason;
   merged.stop_reason = std::move(delta.stop_reason);
   merged.error_kind = delta.error_kind;

@@ -66,6 +66,7 @@ struct RequestDelta {
   std::string text;
   std::vector<TokenLogprobs> logprobs;         // one per token id, if asked for
   std::vector<TokenLogprobs> prompt_logprobs;  // of prompt positions 1, 2, ... in order, if asked for; index 0 only
+  std::vector<float> embedding;                // with the last delta of a request that wants one
   FinishReason finish_reason = FinishReason::kNone;
   std::variant<std::monostate, int32_t, std::string> stop_reason;  // stop token id or stop string; eos: none
   ErrorKind error_kind = ErrorKind::kInternal;                     // read when finish_reason is kError

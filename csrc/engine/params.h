@@ -39,6 +39,13 @@ struct SamplingParams {
   bool detokenize = true;
 };
 
+// What a request for an embedding wants of the final hidden states (normed, before the output head).
+enum class Pooling : uint8_t {
+  kNone,  // no embedding
+  kLast,  // that of the last token
+  kMean,  // the mean over all tokens
+};
+
 // What a value may be. Scalars: [min, max], with is_open (min, max]; NaN is never inside. Lists: at most max_items
 // items, each (strings: bytes; lists: token ids) of 1 .. max_item_size. Token ids are those of the model.
 struct ParamRange {

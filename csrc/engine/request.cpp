@@ -12,6 +12,15 @@ namespace {
 
 constexpr std::size_t kMaxSaltBytes = 256;
 
+// An embedding needs no room for output.
+void check_fits(const EngineConfig& config, int64_t prompt_len) {
+  const int64_t longest = std::min(config.max_model_len, config.num_pages * config.page_size);
+  if (prompt_len <= longest) return;
+  const char* limit = longest < config.max_model_len ? "the KV cache (num_pages * page_size)" : "max_model_len";
+  fail(ErrorKind::kInvalidRequest, "prompt has ", prompt_len, " tokens, ", limit, " is ", longest,
+       "; shorten the prompt or raise the limit");
+}
+
 // The largest output that was asked for, if it can ever be held.
 int64_t resolve_max_tokens(const EngineConfig& config, int64_t prompt_len, const SamplingParams& params) {
   const int64_t longest = max_sequence_len(config);
@@ -37,6 +46,7 @@ double monotonic_s() {
 }
 
 int64_t max_cached_tokens(const Sequence& s) {
+  if (s.request->pooling == Pooling::kMean) return s.num_pooled;
   const int64_t all_but_last = s.size() - 1;
   const bool wants_prompt_rows = s.request->params.prompt_logprobs.has_value() && s.index == 0;
   // Position p of the prompt is scored by the row of p - 1, so with d delivered the next row is that of token d.
@@ -46,6 +56,7 @@ int64_t max_cached_tokens(const Sequence& s) {
 
 RowRange rows_of(const Sequence& s, int64_t first, int64_t count) {
   RowRange rows;
+  if (s.request->pooling != Pooling::kNone) return rows;
   rows.has_sample_row = first + count == s.size();
   if (s.request->params.prompt_logprobs.has_value() && s.index == 0) {
     rows.first_prompt_row = std::max(first, s.num_prompt_logprobs);
@@ -55,9 +66,27 @@ RowRange rows_of(const Sequence& s, int64_t first, int64_t count) {
   return rows;
 }
 
+PooledRange pooled_of(const Sequence& s, int64_t first, int64_t count) {
+  const int64_t end = first + count;
+  switch (s.request->pooling) {
+    case Pooling::kNone:
+      return {};
+    case Pooling::kLast:
+      return {.first = end == s.size() ? end - 1 : end, .end = end};
+    case Pooling::kMean:
+      return {.first = std::clamp(s.num_pooled, first, end), .end = end};
+  }
+  return {};
+}
+
 std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& submission,
                                       const std::shared_ptr<Channel>& channel, int64_t id) {
   const SamplingParams& params = submission.params;
+  const auto prompt_len = static_cast<int64_t>(submission.prompt_token_ids.size());
+  const bool is_pooled = submission.pooling != Pooling::kNone;
+  if (is_pooled && (config.hidden_size == 0 || params.n != 1 || params.detokenize)) {
+    fail(ErrorKind::kInvalidRequest, "an embedding has n = 1 and no text, and needs a model with hidden states");
+  }
   if (submission.prompt_token_ids.empty()) fail(ErrorKind::kInvalidRequest, "the prompt is empty (0 tokens)");
   if (submission.cache_salt.size() > kMaxSaltBytes) {
     fail(ErrorKind::kInvalidRequest, "cache_salt has ", submission.cache_salt.size(), " bytes, at most ", kMaxSaltBytes,
@@ -71,7 +100,12 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
   auto request = std::make_unique<Request>();
   request->id = id;
   request->priority = submission.priority;
-  request->max_tokens = resolve_max_tokens(config, static_cast<int64_t>(submission.prompt_token_ids.size()), params);
+  request->pooling = submission.pooling;
+  if (is_pooled) {
+    check_fits(config, prompt_len);
+  } else {
+    request->max_tokens = resolve_max_tokens(config, prompt_len, params);
+  }
   request->prompt = checked_token_ids("prompt_token_ids", submission.prompt_token_ids, config.vocab_size);
   request->cache_salt = std::move(submission.cache_salt);
   request->masks = std::move(submission.masks);
@@ -89,6 +123,7 @@ std::unique_ptr<Request> make_request(const EngineConfig& config, Submission&& s
   }
   request->params = std::move(submission.params);
   start(*request->sequences.front(), config);
+  if (is_pooled) request->sequences.front()->pooled.assign(static_cast<std::size_t>(config.hidden_size), 0.0);
   return request;
 }
 

@@ -46,6 +46,8 @@ struct Sequence {
   std::vector<uint32_t> mask;        // of the next token, if the request is constrained
   bool awaits_mask = false;          // `mask` is that of the last token: the next one was asked for
   bool is_late = false;              // rests until the mask comes; all but the last token is computed
+  std::vector<double> pooled;        // [E] sum of hidden states, empty without pooling
+  int64_t num_pooled = 0;            // positions in it; recomputed ones are not added again
   RequestMetrics metrics;
 
   [[nodiscard]] int64_t size() const { return static_cast<int64_t>(tokens.size()); }
@@ -60,7 +62,8 @@ struct Request {
   std::vector<int32_t> prompt;
   SamplingParams params;
   SamplingRules rules;
-  int64_t max_tokens = 0;  // resolved: prompt + max_tokens fits
+  Pooling pooling = Pooling::kNone;
+  int64_t max_tokens = 0;  // resolved: prompt + max_tokens fits; 0 with pooling
   double arrival_s = 0.0;
   bool was_scheduled = false;
   int64_t num_unfinished = 0;  // sequences
@@ -72,8 +75,8 @@ struct Request {
 
 inline int64_t num_generated(const Sequence& s) { return s.size() - s.request->prompt_len(); }
 
-// Token positions of s below this one need no logits any more, so a prefix hit may cover them: all but the last token,
-// or those whose prompt log-probabilities were delivered.
+// Nothing more is wanted of token positions of s below this one, so a prefix hit may cover them: all but the last
+// token, or those whose prompt log-probabilities were delivered, or whose hidden states are in the mean.
 int64_t max_cached_tokens(const Sequence& s);
 
 // Rows of logits that computing positions [first, first + count) of s gives: prompt log-probabilities that were not
@@ -85,6 +88,13 @@ struct RowRange {
   [[nodiscard]] int64_t count() const { return num_prompt_rows + (has_sample_row ? 1 : 0); }
 };
 RowRange rows_of(const Sequence& s, int64_t first, int64_t count);
+
+// Positions [first, end) whose hidden states are pooled when [first, first + count) of s is computed.
+struct PooledRange {
+  int64_t first = 0;
+  int64_t end = 0;
+};
+PooledRange pooled_of(const Sequence& s, int64_t first, int64_t count);
 
 double monotonic_s();
 

@@ -24,10 +24,13 @@ Scorer::Scorer(std::shared_ptr<Model> model, int64_t max_tokens, int64_t chunk, 
       max_tokens_(checked_size("max_tokens", max_tokens, model_->spec.max_position)),
       chunk_(checked_size("chunk", chunk, 1 << 24)),
       kv_(model_->kv_specs(kv_dtype), ceil_div(max_tokens, page_size_), *model_->backend),
-      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, {chunk, 1, chunk}),
+      decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits()),
+      device_step_(*model_->backend, limits()),
       block_table_(static_cast<std::size_t>(ceil_div(max_tokens, page_size_))) {
   std::iota(block_table_.begin(), block_table_.end(), 0);
 }
+
+StepLimits Scorer::limits() const { return {chunk_, 1, chunk_, ceil_div(max_tokens_, page_size_)}; }
 
 void Scorer::append(std::span<const int64_t> token_ids, int64_t first_row, float* logits) {
   const std::vector<int32_t> ids = checked_token_ids("token_ids", token_ids, vocab_size());
@@ -56,8 +59,11 @@ void Scorer::append(std::span<const int64_t> token_ids, int64_t first_row, float
     step.context_len = &context_len;
     step.block_table = block_table_.data();
     step.slots = slots.data() + begin;
-    const float* found = decoder_.forward(step, kv_.layers(), rows);
-    logits = std::copy_n(found, checked_mul(static_cast<int64_t>(rows.size()), vocab_size()), logits);
+    const DeviceStep::Arrays arrays = device_step_.upload({step, rows, {}});
+    const float* found = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
+    const int64_t num_logits = checked_mul(static_cast<int64_t>(rows.size()), vocab_size());
+    model_->backend->download(logits, found, num_logits * size_of(DType::kF32));
+    logits += num_logits;
     num_tokens_ += end - begin;
   }
 }

@@ -29,12 +29,15 @@ class Scorer {
   [[nodiscard]] int64_t vocab_size() const { return model_->spec.vocab_size; }
 
  private:
+  [[nodiscard]] StepLimits limits() const;
+
   ModelClaim model_;
   int64_t page_size_;
   int64_t max_tokens_;
   int64_t chunk_;
   KvStorage kv_;
   Decoder decoder_;
+  DeviceStep device_step_;
   std::vector<int32_t> block_table_;  // page i of the sequence is page i
   int64_t num_tokens_ = 0;
 };

@@ -1,7 +1,7 @@
 // One step as the executor sees it: fixed-capacity arrays, filled by StepBuilder, read through StepView.
 //
 // Capacities come from EngineConfig once; filling a step allocates nothing. Order of work in the executor:
-//   copy pages (copy_from[i] -> copy_to[i]; no page is both source and destination)  ->  forward  ->  sample.
+//   copy pages (copy_from[i] -> copy_to[i]; no page is both source and destination)  ->  forward  ->  pool  ->  sample.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,14 @@
 namespace fastllm {
 
 struct Sequence;
+
+// Consecutive token rows whose final hidden states are added to `sum`, first to last: however a prompt is cut into
+// steps, the order of the sum is that of the positions.
+struct PooledRows {
+  int64_t begin = 0;  // in Step::pooled_rows
+  int64_t end = 0;
+  double* sum = nullptr;  // [E]
+};
 
 constexpr int64_t kMaxTopLogprobs = 20;
 
@@ -42,6 +50,10 @@ struct Step {
   std::vector<Sequence*> owners;      // [R] the sequence that a row belongs to
   std::vector<int32_t> top_tokens;    // [R * kMaxTopLogprobs]
   std::vector<float> top_logprobs;    // [R * kMaxTopLogprobs]
+
+  // Rows of embeddings.
+  std::vector<int32_t> pooled_rows;  // token row in [0, T), ascending
+  std::vector<PooledRows> pooled;    // one per sequence that has some
 
   [[nodiscard]] int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
 };

@@ -24,6 +24,8 @@ StepBuilder::StepBuilder(const EngineConfig& c) : config_(c) {
   step_.rows.reserve(rows);
   step_.results.reserve(rows);
   step_.owners.reserve(rows);
+  step_.pooled_rows.reserve(tokens);
+  step_.pooled.reserve(seqs);
   step_.top_tokens.resize(rows * kMaxTopLogprobs);
   step_.top_logprobs.resize(rows * kMaxTopLogprobs);
 }
@@ -39,6 +41,8 @@ Step& StepBuilder::build(const StepPlan& plan) {
   step_.logit_rows.clear();
   step_.rows.clear();
   step_.owners.clear();
+  step_.pooled_rows.clear();
+  step_.pooled.clear();
   for (const PageCopy& copy : plan.copies) {
     step_.copy_from.push_back(copy.from);
     step_.copy_to.push_back(copy.to);
@@ -47,6 +51,7 @@ Step& StepBuilder::build(const StepPlan& plan) {
     const auto first_token_row = static_cast<int64_t>(step_.token_ids.size());
     add_tokens(item);
     add_rows(item, first_token_row);
+    add_pooled(item, first_token_row);
     step_.query_start.push_back(static_cast<int32_t>(step_.token_ids.size()));
     step_.context_len.push_back(static_cast<int32_t>(item.first + item.count));
   }
@@ -107,6 +112,17 @@ void StepBuilder::add_rows(const ScheduledTokens& item, int64_t first_token_row)
   row.position = static_cast<uint64_t>(s.size());
   row.top_tokens = top_tokens;
   row.top_logprobs = top_logprobs;
+}
+
+void StepBuilder::add_pooled(const ScheduledTokens& item, int64_t first_token_row) {
+  Sequence& s = *item.sequence;
+  const PooledRange range = pooled_of(s, item.first, item.count);
+  if (range.first == range.end) return;
+  const auto begin = static_cast<int64_t>(step_.pooled_rows.size());
+  for (int64_t position = range.first; position < range.end; ++position) {
+    step_.pooled_rows.push_back(static_cast<int32_t>(first_token_row + position - item.first));
+  }
+  step_.pooled.push_back({begin, static_cast<int64_t>(step_.pooled_rows.size()), s.pooled.data()});
 }
 
 void StepBuilder::add_block_table(const StepPlan& plan) {

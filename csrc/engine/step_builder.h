@@ -16,6 +16,7 @@ class StepBuilder {
  private:
   void add_tokens(const ScheduledTokens& item);
   void add_rows(const ScheduledTokens& item, int64_t first_token_row);
+  void add_pooled(const ScheduledTokens& item, int64_t first_token_row);
   void add_block_table(const StepPlan& plan);
 
   const EngineConfig& config_;

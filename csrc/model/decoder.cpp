@@ -142,7 +142,7 @@ Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& ba
       storage_(backend.allocate(activation_bytes(spec, limits), "activations", Contents::kUndefined)),
       embed_(&weights.matrix("embed")),
       lm_head_(spec.tied_embeddings ? embed_ : &weights.matrix("lm_head")),
-      final_norm_(weights.find_vector("final_norm")) {
+      final_norm_weight_(weights.find_vector("final_norm")) {
   Arena arena({storage_.data(), static_cast<std::size_t>(storage_.size())});
   activations_ = place(spec, limits, arena);
   for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
@@ -216,18 +216,30 @@ float* Decoder::forward(const StepView& step, std::span<const KvLayer> kv, std::
   const auto num_rows = static_cast<int64_t>(logit_rows.size());
   if (num_rows == 0) return nullptr;
   const Mat last = a.last.top(num_rows);
-  backend_.rms_norm({.x = a.delta,
-                     .residual = a.residual,
-                     .weight = final_norm_,
-                     .weight_offset = spec_.final_norm.weight_offset,
-                     .eps = spec_.final_norm.eps,
-                     .group = spec_.hidden_size,
-                     .row_ids = logit_rows.data(),
-                     .y = last});
+  final_norm(logit_rows, last);
   const Mat logits{a.logits, DType::kF32, num_rows, spec_.vocab_size, spec_.vocab_size};
   backend_.linear({last, lm_head_, nullptr, logits});
   if (spec_.final_softcap > 0.0f) backend_.softcap({logits, spec_.final_softcap});
   return a.logits;
+}
+
+Mat Decoder::hidden_states(std::span<const int32_t> token_rows) {
+  // The blocks' input: free after the last of them, and as large as the largest step.
+  const Mat y = activations_.normed.top(static_cast<int64_t>(token_rows.size()));
+  final_norm(token_rows, y);
+  return y;
+}
+
+// The sum of residual and the last block's output is not written back: it can be read again.
+void Decoder::final_norm(std::span<const int32_t> token_rows, const Mat& y) const {
+  backend_.rms_norm({.x = activations_.delta,
+                     .residual = activations_.residual,
+                     .weight = final_norm_weight_,
+                     .weight_offset = spec_.final_norm.weight_offset,
+                     .eps = spec_.final_norm.eps,
+                     .group = spec_.hidden_size,
+                     .row_ids = token_rows.data(),
+                     .y = y});
 }
 
 }  // namespace fastllm

@@ -64,9 +64,15 @@ class Decoder {
   // Runs the step, writes K/V into `kv` (one per layer), returns logits [R, V] of the token rows `logit_rows` (int32 in
   // memory of the backend, as the logits), valid until the next call. R = 0 returns nullptr.
   float* forward(const StepView& step, std::span<const KvLayer> kv, std::span<const int32_t> logit_rows);
+  // What forward() returns for R > 0.
+  [[nodiscard]] float* logits() const { return activations_.logits; }
+  // Final hidden states [rows, E] of token rows of the last forward(): what the output head reads, normed. Valid until
+  // the next call of either.
+  Mat hidden_states(std::span<const int32_t> token_rows);
 
  private:
   void add_and_norm(const NormSpec* norm, const float* weight, bool has_delta, const Activations& a) const;
+  void final_norm(std::span<const int32_t> token_rows, const Mat& y) const;
 
   const ModelSpec& spec_;
   Backend& backend_;
@@ -75,7 +81,7 @@ class Decoder {
   std::vector<LayerWeights> layers_;
   const PackedWeight* embed_;
   const PackedWeight* lm_head_;
-  const float* final_norm_;
+  const float* final_norm_weight_;
 };
 
 // The blocks, one file each under blocks/. Input in a.normed, output in a.delta; rows = tokens of the step.

@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "core/buffer.h"
 #include "core/checksum.h"
 #include "model/weight_slots.h"
 #include "ops/quantize_rows.h"
@@ -26,7 +25,7 @@ uint64_t add_probe(uint64_t sum, WeightDesc desc, Backend& backend) {
   desc.n = 75;
   desc.k = desc.group == 0 ? 198 : 3 * desc.group;
   desc.num_experts = 2;
-  const Buffer memory(backend.packed_bytes(desc), "layout probe");
+  const DeviceMemory memory = backend.allocate(backend.packed_bytes(desc), "layout probe", Contents::kZero);
   const PackedWeight to{desc, memory.data()};
   const auto numbers = static_cast<std::size_t>(desc.n * desc.k);
   const auto parameters = static_cast<std::size_t>(desc.n * desc.groups());
@@ -53,7 +52,9 @@ uint64_t add_probe(uint64_t sum, WeightDesc desc, Backend& backend) {
       backend.pack(to, {values.data(), DType::kF32, desc.k, 1, 0, desc.n, expert});
     }
   }
-  return checksum({memory.data(), static_cast<std::size_t>(memory.size())}, sum);
+  std::vector<std::byte> packed(static_cast<std::size_t>(memory.size()));
+  backend.download(packed.data(), memory.data(), memory.size());
+  return checksum(packed, sum);
 }
 
 }  // namespace

@@ -12,11 +12,14 @@ namespace fastllm {
 class HostBackend : public Backend {
  public:
   [[nodiscard]] bool shares_host_memory() const final { return true; }
+  [[nodiscard]] int64_t free_bytes() const final { return 0; }
   [[nodiscard]] DeviceMemory allocate(int64_t bytes, const char* what, Contents) final {
     auto buffer = std::make_shared<Buffer>(bytes, what);  // zero in any case, and not resident until touched
     std::byte* data = buffer->data();
     return {std::move(buffer), data, bytes};
   }
+  [[nodiscard]] bool has_graphs() const final { return false; }
+  void run(uint64_t, const std::function<void()>& work) final { work(); }
   void upload(void* to, const void* from, int64_t bytes) final {
     if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
   }

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "core/dtype.h"
@@ -57,8 +58,8 @@ struct StepView {
 
 // K/V of one layer. The layout inside a page belongs to the backend.
 //
-// kI8 stores signed bytes and their scales. Of the numbers that share a scale (K: kKvScaleDims consecutive dimensions of
-// one token and head; V: all of one token and head), in float32:
+// kI8 stores signed bytes and their scales. Of the numbers that share a scale (K: kKvScaleDims consecutive dimensions
+// of one token and head; V: all of one token and head), in float32:
 //   scale = bf16(largest |x| / 127),  code = x / scale rounded to nearest even, at most 127 either way,
 //   x' = code * scale
 // Codes are 0 where the scale is 0. The scale is NaN where a number is not finite. bf16, because it cannot overflow and
@@ -237,6 +238,7 @@ class Backend {
 
   // Memory. Where it is not the host's, what operations read and write must have come from allocate().
   [[nodiscard]] virtual bool shares_host_memory() const = 0;
+  [[nodiscard]] virtual int64_t free_bytes() const = 0;  // on the device now; 0 where it shares the host's memory
   [[nodiscard]] virtual DeviceMemory allocate(int64_t bytes, const char* what, Contents contents) = 0;
   // Both return when the host's memory may be changed, or read. May be called from several threads.
   virtual void upload(void* to, const void* from, int64_t bytes) = 0;
@@ -249,6 +251,11 @@ class Backend {
   [[nodiscard]] virtual int64_t kv_page_bytes(const KvSpec& spec) const = 0;
   [[nodiscard]] virtual int64_t scratch_bytes(const OpLimits& limits) const = 0;
   virtual void reserve(const OpLimits& limits) = 0;  // the only allocation; scratch_bytes(limits) bytes
+
+  // Calls `work`, which calls operations and nothing else. Where has_graphs(), it may be recorded at the first call with
+  // a key and only repeated by later ones: shapes and addresses must then follow from the key. 0: never recorded.
+  [[nodiscard]] virtual bool has_graphs() const = 0;
+  virtual void run(uint64_t key, const std::function<void()>& work) = 0;
 
   // Operations.
   virtual void embed(const EmbedArgs& args) = 0;

@@ -13,7 +13,8 @@ std::unique_ptr<Backend> make_reference_backend();
 namespace reference {
 
 // Layouts. A packed weight is [expert][n][k], row-major, in its own format (integers: int_linear.cpp). A KV page is
-// [k or v][kv head][token in page][dimension]; int8: then the scales, [kv head][token][group] of K, [kv head][token] of V.
+// [k or v][kv head][token in page][dimension]; int8: then the scales, [kv head][token][group] of K, [kv head][token] of
+// V.
 constexpr int64_t kPageSize = 16;
 
 class ReferenceBackend final : public HostBackend {

@@ -19,9 +19,9 @@ from fastllm.errors import (
     UnsupportedModelError,
 )
 from fastllm.llm import LLM
-from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from fastllm.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestMetrics, RequestOutput
 from fastllm.params import SamplingParams, StructuredOutputsParams
-from fastllm.quantize import quantize  # the function in the place of its package: `from fastllm.quantize import ...` works
+from fastllm.quantize import quantize  # the function takes the name of its package
 
 if TYPE_CHECKING:
     from fastllm.async_llm import AsyncLLM
@@ -32,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "CompletionOutput",
     "DeviceError",
+    "EmbeddingOutput",
     "EngineClosedError",
     "FastLLMError",
     "InternalError",

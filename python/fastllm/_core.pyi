@@ -286,6 +286,12 @@ class RequestDelta:
     def metrics(self) -> RequestMetrics: ...
 
     @property
+    def embedding(self) -> bytes:
+        """
+        float32 in the machine's byte order; empty but for the last delta of an embedding
+        """
+
+    @property
     def finish_reason(self) -> str | None: ...
 
     @property
@@ -356,7 +362,10 @@ class Engine:
 
     def open_channel(self) -> Channel: ...
 
-    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', mask_key: int = 0, first_mask: bytes | None = None) -> int: ...
+    def submit(self, prompt_token_ids: Sequence[int], params: dict, channel: Channel, priority: int = 0, cache_salt: str = '', pooling: str = '', mask_key: int = 0, first_mask: bytes | None = None) -> int:
+        """
+        With pooling last or mean nothing is generated: the result is the prompt's embedding.
+        """
 
     def poll_mask_tasks(self, timeout_s: float) -> list[tuple[int, int, int, int]]:
         """
@@ -425,7 +434,7 @@ class Model:
 
     def weight_bytes(self) -> int: ...
 
-    def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int, max_pages_per_seq: int) -> int: ...
+    def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int) -> int: ...
 
     def kv_page_bytes(self, kv_dtype: str) -> int: ...
 

@@ -7,19 +7,21 @@ slow consumer does not take is merged, so memory per request is bounded by its o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import EngineClosedError
-from fastllm.outputs import RequestOutput
+from fastllm.outputs import EmbeddingOutput, RequestOutput
 from fastllm.params import SamplingParams
 
 if TYPE_CHECKING:
-    from fastllm.runtime import EngineOptions, Prompt, RequestState
+    from fastllm.request_state import EmbeddingState, RequestState
+    from fastllm.runtime import EngineOptions, Prompt
 
 # Results wake the poller at once; this only bounds how long it takes to notice that its loop is gone.
 _POLL_S = 0.5
@@ -102,7 +104,7 @@ class _LoopPoller:
 
 
 class _Stream:
-    def __init__(self, state: RequestState) -> None:
+    def __init__(self, state: RequestState | EmbeddingState) -> None:
         self.state = state
         self.changed = asyncio.Event()
 
@@ -152,9 +154,7 @@ class AsyncLLM:
             grammar = await asyncio.wrap_future(self._runtime.compile(params.structured_outputs))
         request = await loop.run_in_executor(None, self._runtime.prepare, prompt, params, grammar)
         state = self._runtime.submit_prepared(request, poller.channel, priority=priority, cache_salt=cache_salt)
-        stream = _Stream(state)
-        poller.register(stream)
-        try:
+        with self._consuming(state, poller) as stream:
             finished = False  # as the consumer knows it: the request may end while it is busy with what came before
             while not finished:
                 await stream.changed.wait()
@@ -164,6 +164,38 @@ class AsyncLLM:
                 output = state.new_output() if deltas else state.output()
                 finished = output.finished
                 yield output
+
+    async def embed(
+        self,
+        prompt: Prompt,
+        *,
+        pooling: str = "last",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> EmbeddingOutput:
+        """The embedding of one prompt; see ``LLM.embed``. Cancelling it aborts its request."""
+        from fastllm.request_state import Pooling
+
+        loop = asyncio.get_running_loop()
+        poller = self._poller(loop)
+        how = Pooling(pooling, normalize, dimensions)
+        request = await loop.run_in_executor(None, self._runtime.prepare_embedding, prompt, how)
+        state = self._runtime.submit_embedding(request, poller.channel, priority=priority, cache_salt=cache_salt)
+        with self._consuming(state, poller) as stream:
+            await stream.changed.wait()
+        if state.error is not None:
+            raise state.error
+        return state.output()
+
+    @contextlib.contextmanager
+    def _consuming(self, state: RequestState | EmbeddingState, poller: _LoopPoller) -> Iterator[_Stream]:
+        """While somebody waits for its results; a request that has not ended by then is aborted."""
+        stream = _Stream(state)
+        poller.register(stream)
+        try:
+            yield stream
         finally:
             poller.forget(stream)
             if not state.finished:

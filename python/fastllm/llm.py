@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import EngineClosedError, FastLLMError, InvalidRequestError, QueueFullError
-from fastllm.outputs import RequestOutput
+from fastllm.outputs import EmbeddingOutput, RequestOutput
 from fastllm.params import SamplingParams
 
 if TYPE_CHECKING:
-    from fastllm.runtime import Prompt, RequestState
+    from fastllm.request_state import EmbeddingState, RequestState
+    from fastllm.runtime import Prompt
+
+    State = RequestState | EmbeddingState
 
 # How long a wait for results lasts before Python gets to look for signals (Ctrl-C).
 _POLL_S = 0.05
@@ -147,7 +151,50 @@ class LLM:
         """
         items = _as_list(prompts)
         params = _params_for(items, sampling_params)
-        return self._run(items, params, priority, cache_salt, use_tqdm)
+        return self._generate(items, params, priority, cache_salt, use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str = "last",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        use_tqdm: bool = False,
+    ) -> list[EmbeddingOutput]:
+        """Embeddings of prompts, from the same weights, batches and KV cache as ``generate``.
+
+        Args:
+            prompts: as in ``generate``.
+            pooling: of the final hidden states (normed, before the output head): ``"last"`` takes that of the last
+                token, ``"mean"`` the mean over all tokens. What the model was trained for is on its card.
+            normalize: to length 1, after ``dimensions``.
+            dimensions: only the first so many of the model's ``info()["hidden_size"]``; None keeps all. Meant for
+                models that were trained for it (Matryoshka).
+            priority: lower is served first.
+            cache_salt: prompts share cached prefixes only within the same salt. A mean needs the hidden states of all
+                tokens, so it finds nothing in the cache, but leaves its own there.
+            use_tqdm: show a progress bar.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is wrong. InternalError: the model gave NaN or infinity.
+        """
+        from fastllm.request_state import Pooling
+
+        runtime, how = self._runtime, Pooling(pooling, normalize, dimensions)
+        items = _as_list(prompts)
+        submissions = (
+            partial(
+                runtime.submit_embedding,
+                runtime.prepare_embedding(item, how),
+                priority=priority,
+                cache_salt=cache_salt,
+            )
+            for item in items
+        )
+        return self._run(submissions, len(items), use_tqdm)
 
     def chat(
         self,
@@ -181,7 +228,7 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self._run(prompts, _params_for(prompts, sampling_params), 0, "", use_tqdm)
+        return self._generate(prompts, _params_for(prompts, sampling_params), 0, "", use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """Yields the text of one prompt as it is generated. Leaving the loop aborts the request."""
@@ -236,7 +283,7 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _run(
+    def _generate(
         self,
         prompts: Sequence[Prompt],
         params: Sequence[SamplingParams],
@@ -244,18 +291,24 @@ class LLM:
         cache_salt: str,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
+        runtime = self._runtime
+        submissions = (
+            partial(runtime.submit_prepared, runtime.prepare(prompt, one), priority=priority, cache_salt=cache_salt)
+            for prompt, one in zip(prompts, params, strict=True)
+        )
+        return self._run(submissions, len(prompts), use_tqdm)
+
+    def _run(self, submissions: Iterable[Callable[[Any], State]], total: int, use_tqdm: bool) -> list[Any]:
+        """The outputs of requests, each submitted by a call with the channel for its results."""
         engine = self._runtime.engine
         channel = engine.open_channel()
-        states: list[RequestState] = []
+        states: list[State] = []
         try:
-            with _Collector(channel, len(prompts), use_tqdm) as collector:
-                for prompt, one in zip(prompts, params, strict=True):
-                    request = self._runtime.prepare(prompt, one)
+            with _Collector(channel, total, use_tqdm) as collector:
+                for submit in submissions:
                     while True:
                         try:
-                            state = self._runtime.submit_prepared(
-                                request, channel, priority=priority, cache_salt=cache_salt
-                            )
+                            state = submit(channel)
                             break
                         except QueueFullError:
                             collector.poll()  # a call may have more prompts than the queue has places
@@ -268,7 +321,7 @@ class LLM:
             for state in states:
                 engine.abort(state.request_id)
             raise
-        outputs = [state.output() for state in states]
+        outputs: list[Any] = [state.output() for state in states]
         for state in states:
             if state.error is not None:
                 if isinstance(state.error, FastLLMError):
@@ -299,7 +352,7 @@ class _Collector:
         from rich.progress import Progress
 
         self._channel = channel
-        self._states: dict[int, RequestState] = {}
+        self._states: dict[int, State] = {}
         self.pending: set[int] = set()
         self._bar = Progress(console=Console(stderr=True), transient=True, disable=not show_progress)
         self._task = self._bar.add_task("generating", total=total)
@@ -313,7 +366,7 @@ class _Collector:
     ) -> None:
         self._bar.stop()
 
-    def add(self, state: RequestState) -> None:
+    def add(self, state: State) -> None:
         self._states[state.request_id] = state
         self.pending.add(state.request_id)
 

@@ -91,14 +91,18 @@ def plan_memory(
     max_num_seqs: int,
     memory_budget: int | str | None,
     kv_cache_tokens: int | None,
+    device_free_bytes: int = 0,
 ) -> MemoryPlan:
-    """Divides the budget. ``None`` for the budget takes at most 80 % of the memory that is free now, and no more K/V
-    than ``max_num_seqs`` sequences of ``max_model_len`` tokens can use.
+    """Divides the budget. ``None`` for the budget takes at most 80 % of the host's memory that is free now (90 % of a
+    device's own), and no more K/V than ``max_num_seqs`` sequences of ``max_model_len`` tokens can use.
 
     Raises:
         OutOfMemoryError: the plan does not fit; the text shows it and what to change.
     """
-    budget = parse_bytes(memory_budget) if memory_budget is not None else int(available_bytes() * 0.8)
+    if memory_budget is not None:
+        budget = parse_bytes(memory_budget)
+    else:
+        budget = int(device_free_bytes * 0.9) if device_free_bytes > 0 else int(available_bytes() * 0.8)
     fixed = weight_bytes + activation_bytes
     useful_pages = max_num_seqs * -(-max_model_len // page_size)
     if kv_cache_tokens is not None:

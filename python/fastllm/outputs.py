@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,4 +79,15 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None
     outputs: list[CompletionOutput]
     finished: bool
+    metrics: RequestMetrics
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingOutput:
+    """One prompt and its embedding: float32 [E], or [dimensions]."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    embedding: np.ndarray[tuple[int], np.dtype[np.float32]]
     metrics: RequestMetrics

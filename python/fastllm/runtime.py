@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastllm import __version__, _core, memory, models
 from fastllm.checkpoint import loader, packed_cache
@@ -24,12 +24,14 @@ from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
 from fastllm.memory import format_bytes
-from fastllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from fastllm.params import SamplingParams, StructuredOutputsParams
+from fastllm.request_state import EmbeddingState, Pooling, RequestState
 from fastllm.structured.compiler import Grammar, GrammarCompiler
 from fastllm.structured.masks import MaskWorker
-from fastllm.text.chat_template import ChatTemplate, load_chat_template
 from fastllm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fastllm.text.chat_template import ChatTemplate
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -85,6 +87,15 @@ class Structured:
     worker: MaskWorker
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedEmbedding:
+    """A prompt as token ids, whose embedding is wanted."""
+
+    prompt: str | None
+    token_ids: list[int]
+    pooling: Pooling
+
+
 class Runtime:
     """A loaded model with a running engine. Thread-safe; `close()` is idempotent."""
 
@@ -110,10 +121,13 @@ class Runtime:
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
         self._vocab_size: int = spec.vocab_size
+        self.hidden_size: int = spec.hidden_size
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
         with text_folder(folder) as texts:
             if not options.skip_tokenizer_init:
+                from fastllm.text.chat_template import load_chat_template  # here: it brings Jinja
+
                 self.tokenizer = _load_tokenizer(texts, options.tokenizer)
                 self.chat_template = load_chat_template(texts)
             self.eos_token_ids = _eos_ids(texts, config, self.tokenizer)
@@ -176,6 +190,7 @@ class Runtime:
             max_num_seqs=options.max_num_seqs,
             memory_budget=options.memory_budget,
             kv_cache_tokens=options.kv_cache_tokens,
+            device_free_bytes=native.device_free_bytes,
         )
 
     def _describe_quantization(self, plan: loader.LoadPlan) -> dict[str, Any] | None:
@@ -202,7 +217,8 @@ class Runtime:
         }
 
     def _fill(self, plan: loader.LoadPlan, native: Any) -> None:
-        if self.options.packed_cache is None:
+        # A device's memory cannot be read from a file: it is packed anew.
+        if self.options.packed_cache is None or native.device_free_bytes > 0:
             _pack(plan, native, self.formats, self.options.show_progress)
             return
         settings = {
@@ -237,6 +253,7 @@ class Runtime:
             "packed_cache": self.packed_cache,
             "weights": self.weights,
             "kv_cache_dtype": self.kv_dtype,
+            "hidden_size": self.hidden_size,
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.options.max_num_seqs,
             "max_num_batched_tokens": self.max_num_batched_tokens,
@@ -357,14 +374,17 @@ class Runtime:
                 self._structured = Structured(compiler, MaskWorker(self.engine, self._vocab_size))
             return self._structured
 
+    def prepare_embedding(self, prompt: Prompt, pooling: Pooling) -> PreparedEmbedding:
+        """``prepare`` for an embedding. Raises InvalidRequestError for a wrong `pooling`."""
+        pooling.check(self.hidden_size)
+        text, ids = self._prompt_ids(prompt)
+        return PreparedEmbedding(text, ids, pooling)
+
     def submit_prepared(
         self, request: PreparedRequest, channel: Any, *, priority: int = 0, cache_salt: str = ""
     ) -> RequestState:
         """The quick part: checks in the engine, and a place in its queue."""
-        if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**63) <= priority < 2**63:
-            raise InvalidRequestError(f"priority = {priority!r} must be an integer of 64 bits")
-        if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
-            raise InvalidRequestError(f"cache_salt = {cache_salt!r} must be a str without lone surrogates")
+        _check_placement(priority, cache_salt)
         arguments = (request.token_ids, request.native_params, channel, priority, cache_salt)
         if request.grammar is None:
             request_id = self.engine.submit(*arguments)
@@ -372,11 +392,20 @@ class Runtime:
             worker = self._structured_outputs().worker
             key = worker.register(request.grammar)
             try:
-                request_id = self.engine.submit(*arguments, key, request.grammar.first_mask)
+                request_id = self.engine.submit(*arguments, mask_key=key, first_mask=request.grammar.first_mask)
             except BaseException:
                 worker.forget(key)
                 raise
         return RequestState(request_id, request.prompt, request.token_ids, request.params)
+
+    def submit_embedding(
+        self, request: PreparedEmbedding, channel: Any, *, priority: int = 0, cache_salt: str = ""
+    ) -> EmbeddingState:
+        """``submit_prepared`` for an embedding."""
+        _check_placement(priority, cache_salt)
+        params = {"detokenize": False}
+        request_id = self.engine.submit(request.token_ids, params, channel, priority, cache_salt, request.pooling.kind)
+        return EmbeddingState(request_id, request.prompt, request.token_ids, request.pooling)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
@@ -520,6 +549,13 @@ def _token_ids(ids: Any, name: str = "prompt_token_ids") -> list[int]:
     return out
 
 
+def _check_placement(priority: int, cache_salt: str) -> None:
+    if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**63) <= priority < 2**63:
+        raise InvalidRequestError(f"priority = {priority!r} must be an integer of 64 bits")
+    if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
+        raise InvalidRequestError(f"cache_salt = {cache_salt!r} must be a str without lone surrogates")
+
+
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
@@ -569,146 +605,3 @@ def _pack(plan: loader.LoadPlan, native: Any, formats: WeightFormats, show_progr
             native, lambda done, total: bar.update(task, completed=done, total=total), native.num_threads,
             formats=formats,
         )  # fmt: skip
-
-
-class RequestState:
-    """Collects the deltas of one request into a RequestOutput."""
-
-    def __init__(
-        self, request_id: int, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams
-    ) -> None:
-        self.request_id = request_id
-        self._prompt = prompt
-        self._prompt_token_ids = prompt_token_ids
-        self._completions = [_Completion(index, params.logprobs is not None) for index in range(params.n)]
-        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        if params.prompt_logprobs is not None:
-            self._prompt_logprobs = [None]
-        self._metrics: Any = None
-        # Each sequence has its own, so far.
-        self._costs = [(0.0, 0.0)] * params.n
-        self.error: Exception | None = None
-
-    def add(self, delta: Any) -> None:
-        """Takes one native RequestDelta."""
-        self._metrics = delta.metrics
-        self._costs[delta.index] = (delta.metrics.device_s, delta.metrics.kv_page_s)
-        if self._prompt_logprobs is not None:
-            self._prompt_logprobs.extend(_logprob_dict(entry) for entry in delta.prompt_logprobs)
-        if delta.error is not None:
-            self.error = delta.error
-        self._completions[delta.index].add(delta)
-
-    @property
-    def finished(self) -> bool:
-        return all(c.finish_reason is not None for c in self._completions)
-
-    @property
-    def num_generated_tokens(self) -> int:
-        return sum(len(c.token_ids) for c in self._completions)
-
-    def text(self, index: int = 0) -> str:
-        return "".join(self._completions[index].pieces)
-
-    def output(self) -> RequestOutput:
-        """The request as it is now."""
-        return self._output([c.output() for c in self._completions])
-
-    def new_output(self) -> RequestOutput:
-        """What has come since the last call: sequences without news are left out, the others have only what is new."""
-        return self._output([c.new_output() for c in self._completions if c.has_news])
-
-    def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
-        return RequestOutput(
-            request_id=str(self.request_id),
-            prompt=self._prompt,
-            prompt_token_ids=self._prompt_token_ids,
-            prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
-            outputs=outputs,
-            finished=self.finished,
-            metrics=_metrics(self._metrics, self.num_generated_tokens, len(self._prompt_token_ids), self._costs),
-        )
-
-
-class _Completion:
-    def __init__(self, index: int, wants_logprobs: bool) -> None:
-        self.index = index
-        self.pieces: list[str] = []
-        self.token_ids: list[int] = []
-        self.logprobs: list[dict[int, Logprob]] | None = [] if wants_logprobs else None
-        self.cumulative_logprob = 0.0
-        self.finish_reason: str | None = None
-        self.stop_reason: int | str | None = None
-        self.has_news = False
-        self._num_taken_pieces = self._num_taken_tokens = 0
-
-    def add(self, delta: Any) -> None:
-        self.has_news = True
-        if delta.text:
-            self.pieces.append(delta.text)
-        self.token_ids.extend(delta.token_ids)
-        if self.logprobs is not None:
-            for entry in delta.logprobs:
-                self.logprobs.append(_logprob_dict(entry))
-                self.cumulative_logprob += entry.logprob
-        if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
-            self.stop_reason = delta.stop_reason
-
-    def output(self) -> CompletionOutput:
-        return CompletionOutput(
-            index=self.index,
-            text="".join(self.pieces),
-            token_ids=list(self.token_ids),
-            logprobs=None if self.logprobs is None else list(self.logprobs),
-            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
-
-    def new_output(self) -> CompletionOutput:
-        text = "".join(self.pieces[self._num_taken_pieces :])
-        token_ids = self.token_ids[self._num_taken_tokens :]
-        logprobs = None if self.logprobs is None else self.logprobs[self._num_taken_tokens :]
-        self._num_taken_pieces, self._num_taken_tokens = len(self.pieces), len(self.token_ids)
-        self.has_news = False
-        return CompletionOutput(
-            index=self.index,
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
-
-
-def _logprob_dict(entry: Any) -> dict[int, Logprob]:
-    """The token itself first, then the most likely ones."""
-    found = {entry.token: Logprob(entry.logprob, entry.rank)}
-    for rank, (token, logprob) in enumerate(entry.top, start=1):
-        found.setdefault(token, Logprob(logprob, rank))
-    return found
-
-
-def _metrics(native: Any, num_generated: int, num_prompt: int, costs: Sequence[tuple[float, float]]) -> RequestMetrics:
-    if native is None:
-        return RequestMetrics(None, None, None, None, num_prompt, 0, 0, 0)
-
-    def since_arrival(moment: float) -> float | None:
-        return moment - native.arrival_s if moment > 0 else None
-
-    first, last = since_arrival(native.first_token_s), since_arrival(native.last_token_s)
-    steps = num_generated - 1
-    return RequestMetrics(
-        queued_s=since_arrival(native.first_scheduled_s),
-        first_token_s=first,
-        total_s=last,
-        inter_token_s=(last - first) / steps if first is not None and last is not None and steps > 0 else None,
-        num_prompt_tokens=native.num_prompt_tokens,
-        num_cached_tokens=native.num_cached_tokens,
-        num_generated_tokens=num_generated,
-        num_preemptions=native.num_preemptions,
-        device_s=sum(device_s for device_s, _ in costs),
-        kv_page_s=sum(kv_page_s for _, kv_page_s in costs),
-    )

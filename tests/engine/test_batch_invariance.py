@@ -29,8 +29,9 @@ ARCHITECTURES = [
 @pytest.fixture(scope="module")
 def open_llm(checkpoint):
     def open_one(model, **changes):
-        name, dtype, kv_dtype = model
-        return LLM(checkpoint(name), dtype=dtype, kv_cache_dtype=kv_dtype, **{**BASE, **changes})
+        name, dtype, kv_dtype, *quantized = model
+        options = {**BASE, **dict(zip(("quantization", "activation_mode"), quantized, strict=False)), **changes}
+        return LLM(checkpoint(name), dtype=dtype, kv_cache_dtype=kv_dtype, **options)
 
     return open_one
 
@@ -114,6 +115,23 @@ def test_every_architecture_and_weight_type(open_llm, alone, name, dtype):
         assert stats["num_preemptions"] > 0 and stats["prefix_hit_tokens"] > 0
     with open_llm(model, num_threads=2) as llm:
         assert run_together(llm, NAMES, 17) == expected
+
+
+# Groups of 128 with zeros beside whole rows of 107 columns; experts of whole rows; every way to take activations.
+@pytest.mark.parametrize(
+    ("name", "quantization", "mode"),
+    [("phi3", "int4", mode) for mode in ("a8", "a8r", "a15", "bf16", "f32")]
+    + [("phi3", "int8", "a8r"), ("gemma2", "int4", "a8r"), ("gpt-oss", "int4-row", "a8r"),
+       ("qwen2-moe", "int8", "a15"), ("mixtral", "int4-row", "bf16")],
+)  # fmt: skip
+def test_every_type_of_integer_weights(open_llm, alone, name, quantization, mode):
+    model = (name, "bfloat16", "auto", quantization, mode)
+    crowd = {"kv_cache_tokens": 144, "max_num_seqs": 9, "max_num_batched_tokens": 13, "enable_prefix_caching": True}
+    with open_llm(model, num_threads=3, **crowd) as llm:
+        held = set(llm.info()["weights"])
+        assert any(kind.startswith(quantization[:4]) for kind in held), held
+        for seed in range(2):
+            assert run_together(llm, NAMES, 10, seed) == alone(model)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma2"])

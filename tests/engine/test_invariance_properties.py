@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from requests_mix import REQUESTS, bits, filler, idle_stats, ids, run_alone
 
 from fastllm import LLM, SamplingParams
-from fastllm.runtime import RequestState
+from fastllm.request_state import RequestState
 
 MODELS = {"llama-gqa": "float32", "gemma3": "float16", "gpt-oss": "bfloat16", "qwen2-moe": "float32"}
 NAMES = list(REQUESTS)

@@ -20,7 +20,11 @@ harness = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not in
 def model() -> Any:
     import fastllm.lm_eval  # noqa: F401
 
-    return importlib.import_module("lm_eval.api.registry").get_model("fastllm").create_from_arg_string("num_threads=1,max_length=256")
+    return (
+        importlib.import_module("lm_eval.api.registry")
+        .get_model("fastllm")
+        .create_from_arg_string("num_threads=1,max_length=256")
+    )
 
 
 def _request(*arguments: Any) -> Any:

@@ -10,11 +10,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 KV_DTYPES = (*DTYPES, "int8")
 
 
-def relative(device, *, uses_weights=False):
+def relative(device, *, weights=None):
+    """`weights`: the type of the packed weight that activations meet."""
     if device.name == "reference":
         return tolerances.REFERENCE
-    if uses_weights and device.name.endswith("bf16"):
-        return tolerances.CPU_BF16_ACTIVATIONS
+    is_cuda = device.name.startswith("cuda")
+    if weights == "bfloat16" and (is_cuda or device.name.endswith("bf16")):
+        return tolerances.BF16_ACTIVATIONS
+    if weights == "float16" and is_cuda:
+        return tolerances.F16_ACTIVATIONS
     return tolerances.CPU
 
 

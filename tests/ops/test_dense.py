@@ -26,7 +26,7 @@ def test_linear_is_the_matrix_product(device, shape, dtype):
     packed = ops.PackedWeight(w, device=device)
     got = ops.linear(x, packed, bias=bias, out=poisoned(m, n))
     size = np.abs(x.astype(np.float64)) @ np.abs(exact).T + np.abs(bias)
-    relative = oracle.relative(device, uses_weights=dtype == "bfloat16")
+    relative = oracle.relative(device, weights=dtype)
     assert_close(got, x.astype(np.float64) @ exact.T + bias, relative=relative, scale=size)
     without_bias = ops.linear(x, packed)
     assert_close(without_bias, x.astype(np.float64) @ exact.T, relative=relative, scale=size)

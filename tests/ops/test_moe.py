@@ -82,7 +82,7 @@ def test_moe_ffn_is_the_weighted_sum_of_its_experts(device, dtype, kind, tokens,
                 act
             )
             size[t] += w * (np.abs(down[e]) @ carried + np.abs(biases["down_bias"][e]))
-    assert_close(got, exact, relative=oracle.relative(device, uses_weights=dtype == "bfloat16"), scale=size)
+    assert_close(got, exact, relative=oracle.relative(device, weights=dtype), scale=size)
     for t in range(0, tokens, 5):
         rows = slice(t, t + 1)
         alone = ops.moe_ffn(x[rows], experts[rows], weights[rows], activation=kind, **packed, **biases)

@@ -13,7 +13,7 @@ DENSE = Case(
 )  # fmt: skip
 MOE = Case(
     "qwen3-moe", "Qwen3MoeConfig", "Qwen3MoeForCausalLM",
-    {"hidden_size": 64, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32,
+    {"hidden_size": 64, "num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 64, "head_dim": 32,
      "norm_topk_prob": True, "num_hidden_layers": 2, "vocab_size": 264},
 )  # fmt: skip
 QUICK = {"num_samples": 24, "sample_len": 64, "group": 32}

@@ -48,7 +48,7 @@ class Bench:
     original: Remembered
 
     def verdicts(self, folder: Path) -> list[Any]:
-        with ScoredModel(folder, window=128, dtype="float32", num_threads=1) as model:
+        with ScoredModel(folder, window=128, dtype="float32", activation_mode="f32", num_threads=1) as model:
             figures = compare(model, self.original, self.pieces).summary()
         return judge(parse_gate(self.gate), figures)
 
@@ -82,7 +82,7 @@ def moe(tmp_path_factory: pytest.TempPathFactory) -> Bench:
             for i, out in enumerate(llm.generate([[9 + i] for i in range(8)], params))
         ]
     return _bench(
-        folder / "original", folder / "moe", "kl<=0.02,top1>=0.97,ppl<=+2%", pieces, method="rtn", bits=8, group=32
+        folder / "original", folder / "moe", "kl<=0.02,top1>=0.93,ppl<=+1%", pieces, method="rtn", bits=8, group=32
     )
 
 

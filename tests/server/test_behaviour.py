@@ -5,6 +5,8 @@ import contextlib
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -67,6 +69,34 @@ def test_a_client_that_leaves_frees_its_pages(server, kind, how):
     if how == "rst":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+    server.wait_until_idle(seconds=2)
+    tokens = server.stats()["num_generated_tokens"]
+    time.sleep(0.1)
+    assert server.stats()["num_generated_tokens"] == tokens
+
+
+CLIENT = """
+import http.client, json, sys
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+connection.request("POST", "/v1/completions", sys.argv[2], {"content-type": "application/json"})
+response = connection.getresponse()
+print(response.read(5), flush=True)
+response.read()
+"""
+
+
+def test_killed_clients_leave_nothing_behind(server):
+    """kill -9 in the middle of a stream: the kernel closes the connection, nobody says goodbye."""
+    body = json.dumps({**LONG, "stream": True})
+    command = [sys.executable, "-c", CLIENT, str(server.port), body]
+    clients = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    try:
+        assert all(client.stdout.readline() == b"b'data:'\n" for client in clients)
+        assert server.stats()["num_running"] == 4
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
     server.wait_until_idle(seconds=2)
     tokens = server.stats()["num_generated_tokens"]
     time.sleep(0.1)

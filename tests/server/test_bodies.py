@@ -4,6 +4,9 @@ import json
 import time
 
 import pytest
+from serving import Serving
+
+from fastllm.server.config import ServerConfig
 
 GOOD = {
     "/v1/completions": {"prompt": "The os module", "max_tokens": 2},
@@ -212,3 +215,20 @@ def test_unknown_places(server):
     status, headers, _ = server.request("GET", "/v1/completions")
     assert status == 405 and "POST" in headers["allow"]
     assert server.get("/version")[0] == server.get("/ready")[0] == 200
+
+
+def test_without_strict_openai_unknown_fields_are_left_out_and_named():
+    config = ServerConfig(port=0, log_requests=False, strict_openai=False)
+    with Serving(config, max_model_len=64, kv_cache_tokens=512) as server:
+        body = {"prompt": "a", "max_tokens": 1, "logit_bias": {"5": 1}}
+        status, headers, data = server.request("POST", "/v1/completions", body)
+        assert status == 200 and "x-ignored-fields" not in headers
+        wanted = json.loads(data)["choices"]
+        more = {"metadata": {"a": [1]}, "reasoning_effort": "low", "x y\r\n": 1}
+        status, headers, data = server.request("POST", "/v1/completions", {**more, **body, "seed": 0, "temperature": 0})
+        assert status == 200 and headers["x-ignored-fields"] == "metadata, reasoning_effort, x?y??"
+        assert len(json.loads(data)["choices"]) == len(wanted)
+        # Only of the outermost object, and nothing that is known.
+        for wrong, param in (({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"), ({"n": 0}, "n")):
+            status, answer = server.post("/v1/completions", {**more, **body, **wrong})
+            assert (status, answer["error"]["param"]) == (400, param)

@@ -103,6 +103,31 @@ def test_the_second_signal_ends_it_at_once_and_the_drain_has_an_end():
         assert command.end()[0] == 0 and time.monotonic() - start < 5
 
 
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def test_metrics_may_have_a_port_of_their_own():
+    port = free_port()
+    keys = {"FASTLLM_API_KEY": "sk-from-the-environment"}
+    with Command("--metrics-port", str(port), env=keys).wait_until_listening() as command:
+
+        def status(port, path, key="sk-from-the-environment"):
+            connection = http.client.HTTPConnection(command.host, port, timeout=10)
+            with contextlib.closing(connection):
+                connection.request("GET", path, headers={"authorization": f"Bearer {key}"} if key else {})
+                return connection.getresponse().status
+
+        assert [status(port, path) for path in ("/metrics", "/health", "/ready", "/v1/models")] == [200, 200, 200, 404]
+        assert [status(command.port, path) for path in ("/metrics", "/health", "/v1/models")] == [404, 200, 200]
+        assert [status(port, path, None) for path in ("/metrics", "/health")] == [401, 200]
+        command.process.send_signal(signal.SIGTERM)
+        code, log = command.end()
+        assert code == 0 and "Traceback" not in log
+
+
 def test_options_come_from_a_file_and_keys_from_the_environment(tmp_path):
     path = tmp_path / "serve.yaml"
     path.write_text("served-model-name: [one, two]\nmax_model_len: 128\nenable-prefix-caching: false\nlog-json: true\n")

@@ -11,9 +11,11 @@ import time
 
 import pytest
 
-BODIES = int(os.environ.get("FASTLLM_FUZZ_BODIES", "4000"))
+BODIES = int(os.environ.get("FASTLLM_FUZZ_BODIES", "10000"))
 SEED = int(os.environ.get("FASTLLM_FUZZ_SEED", "20261124"))
-PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
+         "/tokenize", "/detokenize")  # fmt: skip
+GENERATING = PATHS[:2] + PATHS[3:5]
 SEEDS = {
     "/v1/completions": [
         {"prompt": "The os module", "max_tokens": 3, "temperature": 0.5, "n": 2, "logprobs": 2, "stop": ["a"]},
@@ -32,6 +34,61 @@ SEEDS = {
             "stop_token_ids": [5],
             "frequency_penalty": 1,
         },
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 2,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "a",
+                    "schema": {
+                        "type": "object",
+                        "properties": {"b": {"type": "string", "pattern": "^a{2,5}$"}, "c": {"enum": [1, "x"]}},
+                        "required": ["b"],
+                        "additionalProperties": {"type": ["integer", "null"]},
+                    },
+                },
+            },
+        },
+        {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"choice": ["a", "b"]}},
+        {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"regex": "(a|b){2,4}[^c]?"}},
+        {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"grammar": 'start: "a" /b+/ "c"'}},
+    ],
+    "/v1/responses": [
+        {
+            "input": [
+                {"role": "user", "content": "hi"},
+                {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "h"}]},
+                {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "a", "output": "5"},
+            ],
+            "instructions": "s",
+            "max_output_tokens": 2,
+        },
+        {"input": "hi", "max_output_tokens": 2, "stream": True, "text": {"format": {"type": "json_object"}}},
+    ],
+    "/v1/messages": [
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "text", "text": "x"},
+                        {"type": "tool_use", "id": "a", "name": "f", "input": {}},
+                    ],
+                },
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "5"}]},
+            ],
+            "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
+            "max_tokens": 2,
+            "stop_sequences": ["a"],
+        },
+        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "stream": True, "top_k": 3},
+    ],
+    "/v1/embeddings": [
+        {"input": "The os module", "dimensions": 4, "encoding_format": "base64", "pooling": "mean"},
+        {"input": [[1, 2], [3]], "normalize": False, "user": "u"},
     ],
     "/tokenize": [{"prompt": "abc", "return_token_strs": True}, {"messages": [{"role": "user", "content": "x"}]}],
     "/detokenize": [{"tokens": [1, 2, 3]}],
@@ -96,8 +153,9 @@ def test_random_bodies(server):
         value = rng.choice(SEEDS[path])
         for _ in range(rng.randrange(3)):
             value = mutate(rng, value)
-        if isinstance(value, dict) and "max_tokens" not in value and rng.random() < 0.9 and path.startswith("/v1"):
-            value["max_tokens"] = 2
+        limit = {"/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}.get(path, "max_tokens")
+        if isinstance(value, dict) and limit not in value and rng.random() < 0.9 and path in GENERATING:
+            value[limit] = 2
         data = json.dumps(value).encode()
         if rng.random() < 0.2:
             data = damage(rng, data)
@@ -111,8 +169,15 @@ def test_random_bodies(server):
         if response.status != 200:
             assert json.loads(answer)["error"]["message"]
         elif response.headers["content-type"].startswith("text/event-stream"):
-            assert answer.endswith(b"data: [DONE]\n\n"), (i, data)
+            end = {"/v1/responses": b"response.", "/v1/messages": b"event: message_stop"}.get(path, b"data: [DONE]")
+            assert end in answer[-4000:] and answer.endswith(b"\n\n"), (i, data)
     connection.close()
     print(f"slowest {slowest:.3f} s, {statuses}")
     assert statuses[200] > BODIES / 20 and statuses[400] > BODIES / 20
     assert slowest < 10
+    server.wait_until_idle()
+    _, _, text = server.request("GET", "/metrics")
+    gauges = ("fastllm:kv_blocks_used", "vllm:num_requests_running", "vllm:num_requests_waiting")
+    for name in gauges:
+        (line,) = [line for line in text.decode().splitlines() if line.startswith(name + "{")]
+        assert float(line.rsplit(" ", 1)[1]) == 0, line

@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams
     largest = top;
     fl::sync_warp();
   }
-  for (int32_t d = lane; d < p.head_dim; d += kWarp) out[d] /= sum;
+  const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;  // nothing is visible to rows of padding: zeros
+  for (int32_t d = lane; d < p.head_dim; d += kWarp) out[d] *= scale;
 }
 
 }  // namespace

@@ -73,6 +73,11 @@ def run(
     greedy_tokens: Annotated[int, typer.Option(help="Tokens of each.", min=1)] = 32,
     plot: Plot = None,
     json_output: options.Json = False,
+    quantization: Annotated[
+        str | None, typer.Option(help="Of the model under test while it is loaded; as in LLM(quantization=...).")
+    ] = None,
+    activation_mode: Annotated[str, typer.Option(help="How its activations meet integer weights.")] = "auto",
+    kv_cache_dtype: Annotated[str, typer.Option(help="Type of its KV cache.")] = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -86,7 +91,8 @@ def run(
 
     wanted = EvalOptions(
         data=data, tasks=tasks, window=window, max_tokens=max_tokens, greedy=greedy, greedy_tokens=greedy_tokens,
-        gate=gate, device=device, dtype=dtype, num_threads=threads, memory_budget=memory_budget,
+        gate=gate, quantization=quantization, activation_mode=activation_mode, kv_cache_dtype=kv_cache_dtype,
+        device=device, dtype=dtype, num_threads=threads, memory_budget=memory_budget,
     )  # fmt: skip
     with progress_bar(json_output) as bar:
         found = evaluate(model, wanted, against=against, progress=Told(bar))

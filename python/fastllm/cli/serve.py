@@ -48,6 +48,9 @@ def run(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve /metrics on this port instead.", min=1, max=65535)
+    ] = None,
     served_model_name: Annotated[list[str] | None, typer.Option(help="Names that clients use; several.")] = None,
     api_key: Annotated[
         str | None, typer.Option(help="A key; other users can see it here.", envvar="FASTLLM_API_KEY", show_envvar=True)
@@ -83,6 +86,7 @@ def run(
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a step until /health says 503.")] = 5.0,
     max_body_bytes: Annotated[int, typer.Option(help="Size of a request's body at most.")] = 4 << 20,
     max_connections: Annotated[int, typer.Option(help="Open connections at most.")] = 1024,
+    strict_openai: Annotated[bool, typer.Option(help="Refuse fields that are not known; else leave them out.")] = True,
     enable_prompt_logprobs: Annotated[
         bool, typer.Option("--enable-prompt-logprobs", help="Allow echo + logprobs.")
     ] = False,
@@ -91,6 +95,9 @@ def run(
     filter_words: Annotated[Path | None, typer.Option(help="File of words that neither come in nor go out.")] = None,
     filter_regex: Annotated[list[str] | None, typer.Option(help="The same as regular expression; several.")] = None,
     content_filter: Annotated[list[str] | None, typer.Option(help="Filter of one's own, module:Class.")] = None,
+    require_gate: Annotated[
+        bool, typer.Option("--require-gate", help="Serve only a checkpoint whose quantization report passed its gate.")
+    ] = False,
     price_file: Annotated[Path | None, typer.Option(help="Prices by model name; see docs/server.md.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     disable_log_requests: Annotated[bool, typer.Option("--disable-log-requests", help="No line per request.")] = False,
@@ -107,7 +114,7 @@ def run(
         from fastllm.server.filters import load_filters
         from fastllm.server.log import set_up_logs
         from fastllm.server.run import serve
-        from fastllm.server.settings import read_api_keys, read_prices
+        from fastllm.server.settings import check_gate, read_api_keys, read_prices
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == "fastllm":
             raise
@@ -122,6 +129,7 @@ def run(
     server_config = ServerConfig(
         host=host,
         port=port,
+        metrics_port=metrics_port,
         served_model_names=tuple(served_model_name or [_name_of(model)]),
         api_keys=keys,
         insecure=insecure,
@@ -135,6 +143,7 @@ def run(
         stall_timeout_s=stall_timeout,
         max_body_bytes=max_body_bytes,
         max_connections=max_connections,
+        strict_openai=strict_openai,
         enable_prompt_logprobs=enable_prompt_logprobs,
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
@@ -165,6 +174,8 @@ def run(
         "scheduler": scheduler,
         "show_progress": sys.stderr.isatty(),
     }
+    if require_gate:
+        check_gate(model, revision)
     llm = AsyncLLM(model, **engine)
     try:
         set_up_logs(as_json=log_json)

@@ -32,6 +32,7 @@ class EvalOptions:
         max_tokens: tokens of the data that are predicted at most; None: all.
         greedy: greedy continuations that are followed, and greedy_tokens: how far.
         gate: bounds, as ``kl<=0.02,top1>=0.97,ppl<=+1%``; None: no verdict.
+        quantization, activation_mode, kv_cache_dtype: as of ``LLM``, for the model under test alone.
         device, dtype, num_threads, memory_budget: as of ``LLM``; the budget is that of each model.
     """
 
@@ -42,16 +43,19 @@ class EvalOptions:
     greedy: int = 8
     greedy_tokens: int = 32
     gate: str | None = None
+    quantization: str | None = None
+    activation_mode: str = "auto"
+    kv_cache_dtype: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
     num_threads: int | None = None
     memory_budget: int | str | None = None
 
-    def load(self, model: str | Path | None) -> ScoredModel:
-        return ScoredModel(
-            model, window=self.window, device=self.device, dtype=self.dtype, num_threads=self.num_threads,
-            memory_budget=self.memory_budget,
-        )  # fmt: skip
+    def engine(self, *, is_original: bool) -> dict[str, Any]:
+        names = ["device", "dtype", "num_threads", "memory_budget"]
+        if not is_original:
+            names += ["quantization", "activation_mode", "kv_cache_dtype"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ def _distributions(
     model: str | Path | None, against: str | Path | None, options: EvalOptions, told: Progress
 ) -> tuple[Divergence, dict[str, Any]]:
     assert options.data is not None
-    with options.load(model) as tested:
+    with ScoredModel(model, window=options.window, **options.engine(is_original=False)) as tested:
         documents = read_corpus(Path(options.data), tested.tokenizer, tested.vocab_size)
         pieces = windows(documents, tested.window, options.max_tokens)
         total = sum(len(piece) - 1 for piece in pieces)
@@ -126,7 +130,7 @@ def _distributions(
         if against is None:
             found, more = compare(tested, None, pieces, advance), {}
         else:
-            with options.load(against) as original:
+            with ScoredModel(against, window=tested.window, **options.engine(is_original=True)) as original:
                 if original.vocab_size != tested.vocab_size:
                     raise InvalidRequestError(
                         f"{original.folder} has a vocabulary of {original.vocab_size}, the model under test has "
@@ -178,14 +182,10 @@ def _greedy(
 def _run_tasks(
     model: str | Path | None, against: str | Path | None, tasks: Sequence[Task], options: EvalOptions
 ) -> dict[str, Any]:
-    def run(folder: str | Path | None) -> dict[str, Any]:
-        with LLM(
-            folder, device=options.device, dtype=options.dtype, num_threads=options.num_threads,
-            memory_budget=options.memory_budget,
-        ) as llm:  # fmt: skip
-            return run_tasks(llm, tasks)
-
-    found = run(model)
+    with LLM(model, **options.engine(is_original=False)) as llm:
+        found = run_tasks(llm, tasks)
     if against is not None:
-        found |= {f"{name}_original": value for name, value in run(against).items() if name.endswith("acc")}
+        with LLM(against, **options.engine(is_original=True)) as llm:
+            of_original = run_tasks(llm, tasks)
+        found |= {f"{name}_original": value for name, value in of_original.items() if name.endswith("acc")}
     return found

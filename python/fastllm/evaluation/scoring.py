@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +24,13 @@ class ScoredModel:
     Args:
         model: checkpoint folder or hub id; None is the demo model.
         window: tokens of a sequence at most; None: what the model allows, up to 512.
-        device, dtype, num_threads, memory_budget: as of ``LLM``.
+        engine: options of ``LLM``: device, dtype, quantization, activation_mode, kv_cache_dtype, num_threads, ...
     """
 
-    def __init__(
-        self, model: str | Path | None, *, window: int | None = None, device: str = "auto", dtype: str = "auto",
-        num_threads: int | None = None, memory_budget: int | str | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: str | Path | None, *, window: int | None = None, **engine: Any) -> None:
         options = EngineOptions(
-            device=device, dtype=dtype, num_threads=num_threads, memory_budget=memory_budget, max_num_seqs=CHUNK,
-            max_num_batched_tokens=CHUNK, kv_cache_tokens=window or 512, enable_prefix_caching=False,
+            **engine, max_num_seqs=CHUNK, max_num_batched_tokens=CHUNK, kv_cache_tokens=window or 512,
+            enable_prefix_caching=False,
         )  # fmt: skip
         self._runtime = Runtime(model, options)
         try:

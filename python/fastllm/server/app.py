@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fastllm import AsyncLLM
-from fastllm.server import dashboard, health, metrics, tokens
+from fastllm.server import dashboard, health, metrics, openapi, tokens
 from fastllm.server.answer import error_answer
 from fastllm.server.anthropic import messages
 from fastllm.server.config import ServerConfig
@@ -25,12 +25,11 @@ from fastllm.server.errors import ApiError, internal_error
 from fastllm.server.generation import ClientGoneError
 from fastllm.server.guard import Guard
 from fastllm.server.limits import Limiter
-from fastllm.server.openai import chat, completions, models, responses
+from fastllm.server.openai import chat, completions, embeddings, models, responses
+from fastllm.server.operation import Endpoint
 from fastllm.server.state import ServerState
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+_DESCRIBED: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/health", health.health),
     ("GET", "/ready", health.ready),
     ("GET", "/version", health.version),
@@ -44,9 +43,13 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/responses", responses.create_response),
     ("POST", "/v1/messages", messages.create_message),
     ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", "/v1/embeddings", embeddings.create_embeddings),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
 )
+ROUTES = (*_DESCRIBED, ("GET", "/openapi.json", openapi.endpoint(_DESCRIBED)))
+
+OPERATOR_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
 
 
 class ServerApp:
@@ -56,17 +59,8 @@ class ServerApp:
         self.metrics = metrics.Metrics()
         self.state = ServerState(llm, config, self.metrics)
         self.metrics.attach(self.state)
-        routes = [Route(path, _named(path, endpoint), methods=[method]) for method, path, endpoint in ROUTES]
-        starlette = Starlette(
-            routes=routes,
-            exception_handlers={
-                ApiError: _api_error,
-                HTTPException: _http_error,
-                ClientGoneError: _gone,
-                Exception: _bug,
-            },
-            lifespan=self._lifespan,
-        )
+        is_moved = config.metrics_port is not None
+        starlette = _starlette([route for route in ROUTES if not (is_moved and route[1] == "/metrics")], self._lifespan)
         if config.allowed_origins:
             starlette.add_middleware(
                 CORSMiddleware,
@@ -75,7 +69,12 @@ class ServerApp:
                 allow_headers=["authorization", "content-type", "x-request-id"],
                 expose_headers=["x-request-id", "retry-after"],
             )
-        self._app: ASGIApp = Guard(starlette, self.state, Limiter(config.api_keys))
+        limiter = Limiter(config.api_keys)
+        self._app: ASGIApp = Guard(starlette, self.state, limiter)
+        # For another port; with the same keys.
+        self.operator_app: ASGIApp = Guard(
+            _starlette([route for route in ROUTES if route[1] in OPERATOR_PATHS], None), self.state, limiter
+        )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self._app(scope, receive, send)
@@ -93,6 +92,14 @@ class ServerApp:
         while True:
             self.state.look()
             await asyncio.sleep(1)
+
+
+def _starlette(routes: Sequence[tuple[str, str, Endpoint]], lifespan: Any) -> Starlette:
+    return Starlette(
+        routes=[Route(path, _named(path, endpoint), methods=[method]) for method, path, endpoint in routes],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, ClientGoneError: _gone, Exception: _bug},
+        lifespan=lifespan,
+    )
 
 
 def create_app(llm: AsyncLLM, config: ServerConfig | None = None) -> ServerApp:

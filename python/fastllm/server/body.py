@@ -10,9 +10,10 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from fastllm.server.config import ServerConfig
+from fastllm.server.context import RequestContext
 from fastllm.server.errors import ApiError, invalid
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 _SMALL_BODY = 128 << 10
 _DECODERS: dict[Any, Any] = {}
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$([^`]*)`)?", re.DOTALL)
@@ -58,15 +59,17 @@ async def parse_body(request: Request, kind: type[T], config: ServerConfig) -> T
         ApiError: 400 that names the field which is unknown, missing, or of a wrong type or range.
     """
     data = await read_body(request, config)
+    ignored = None if config.strict_openai else RequestContext.of(request).ignored_fields
     if len(data) <= _SMALL_BODY:
-        return parse(data, kind, config.max_json_depth)
+        return parse(data, kind, config.max_json_depth, ignored)
     # Megabytes of JSON take a while: not on the event loop.
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(None, parse, data, kind, config.max_json_depth)
+    return await loop.run_in_executor(None, parse, data, kind, config.max_json_depth, ignored)
 
 
-def parse(data: bytes, kind: type[T], max_depth: int = 64) -> T:
-    """Strict JSON as ``kind``; see ``parse_body``."""
+def parse(data: bytes, kind: type[T], max_depth: int = 64, ignored: list[str] | None = None) -> T:
+    """Strict JSON as ``kind``; see ``parse_body``. With a list for ``ignored``, fields of the outermost object that are
+    not known are put there instead of being refused."""
     if data.count(b"[") + data.count(b"{") > max_depth and _depth(data, max_depth) > max_depth:
         raise invalid(f"the body is nested more than {max_depth} levels deep")
     try:
@@ -75,7 +78,13 @@ def parse(data: bytes, kind: type[T], max_depth: int = 64) -> T:
         decoded: T = _decoder(kind).decode(data)
         return decoded
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        match = _UNKNOWN_FIELD.fullmatch(str(error))
+        if ignored is None or match is None or match[2]:
+            raise _refusal(str(error)) from None
+        known = {field.encode_name for field in msgspec.structs.fields(kind)}
+        body = msgspec.json.decode(data)
+        ignored += sorted(_param("", name) for name in body.keys() - known)
+        return parse(msgspec.json.encode({name: body[name] for name in body.keys() & known}), kind, max_depth)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
         raise invalid("the body is not valid JSON in UTF-8") from None
     except RecursionError:

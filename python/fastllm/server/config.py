@@ -38,6 +38,7 @@ class ServerConfig:
     """Settings of the HTTP side; those of the engine are the arguments of ``AsyncLLM``.
 
     Attributes:
+        metrics_port: /metrics is served there and not on ``port``, by ``fastllm serve``.
         served_model_names: what clients may write in ``model``; the first is reported.
         allowed_hosts: further names that the ``Host`` header may have when bound to a loopback address.
         allowed_origins: for CORS; empty: no CORS headers at all.
@@ -51,11 +52,14 @@ class ServerConfig:
         reasoning_parser: "think" splits text between think tags off the answer; None does not.
         filters: content filters of prompts and answers.
         prices: of each served model name; amounts are reported where there is one.
+        strict_openai: refuse fields that are not known; False leaves them out and names them in the answer's header
+            ``x-ignored-fields``. A field that is known with a value that is not supported is refused either way.
         enable_prompt_logprobs: allow ``echo`` together with ``logprobs``; costs a row of logits per prompt token.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int | None = None
     served_model_names: tuple[str, ...] = ("fastllm-demo",)
     api_keys: tuple[ApiKey, ...] = ()
     insecure: bool = False
@@ -75,8 +79,10 @@ class ServerConfig:
     max_header_count: int = 100
     max_json_depth: int = 64
     max_prompts: int = 64
+    max_embedding_inputs: int = 2048
     max_messages: int = 4096
     max_sequences_factor: int = 8
+    strict_openai: bool = True
     enable_prompt_logprobs: bool = False
     tool_call_parser: str = "auto"
     reasoning_parser: str | None = None
@@ -107,9 +113,9 @@ class ServerConfig:
                 raise InvalidRequestError(f"API key {key.name!r}: at least 8 printable ASCII characters, no spaces")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name.endswith(("_s", "_bytes", "_count", "_depth", "_prompts", "_messages", "_factor")) and (
-                value is not None and not value > 0
-            ):
+            if field.name.endswith(
+                ("_s", "_bytes", "_count", "_depth", "_prompts", "_inputs", "_messages", "_factor")
+            ) and (value is not None and not value > 0):
                 raise InvalidRequestError(f"{field.name} = {value} must be positive")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise InvalidRequestError("TLS needs both ssl_certfile and ssl_keyfile")

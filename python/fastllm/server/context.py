@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from fastllm import AsyncLLM, RequestOutput
+from fastllm import AsyncLLM, EmbeddingOutput, RequestOutput
 from fastllm.server.config import ApiKey, ServerConfig
 from fastllm.server.cost import Cost, Price
 from fastllm.server.errors import ApiError
@@ -30,6 +30,7 @@ class RequestContext:
     status: int = 0
     is_complete: bool = False
     outcome: str = ""
+    ignored_fields: list[str] = dataclasses.field(default_factory=list)  # only without strict_openai
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     # Of each engine request: time and tokens at its last output, for the inter-token times.
@@ -78,12 +79,26 @@ class RequestContext:
         limits = [limit for limit in (self.config.request_timeout_s, timeout_s) if limit is not None]
         return self.arrival + min(limits) if limits else None
 
+    def priority(self, own: int | None) -> int:
+        """In the engine: that of the key, and what the request adds."""
+        return (self.key.priority if self.key else 0) + (own or 0)
+
+    def cache_salt(self, own: str | None) -> str:
+        """A key's own salt comes first: no client can reach the prefixes of another key."""
+        return (f"{self.key.cache_salt}/" if self.key and self.key.cache_salt else "") + (own or "")
+
     @property
     def cost(self) -> Cost:
         """What the request has taken so far."""
         device_s = sum(device_s for device_s, _ in self._costs.values())
         page_s = sum(page_s for _, page_s in self._costs.values())
         return Cost(device_s, page_s * self.server.page_bytes)
+
+    def observe_embedding(self, number: int, output: EmbeddingOutput) -> None:
+        """Counts one embedding."""
+        self.num_prompt_tokens += output.metrics.num_prompt_tokens
+        self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
+        self.server.observer.embedded(self, output, time.monotonic())
 
     def observe(self, number: int, output: RequestOutput) -> None:
         """Counts one output of an engine request; it has what is new."""

@@ -10,15 +10,20 @@ from starlette.responses import Response
 from fastllm.server.answer import json_answer
 from fastllm.server.context import RequestContext
 from fastllm.server.metrics import Metrics
+from fastllm.server.openai.answers import AnyObject
+from fastllm.server.operation import operation
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
+@operation(media_type="text/html")
 async def page(request: Request) -> Response:
+    """A live page without external assets."""
     html = resources.files("fastllm.server").joinpath("dashboard.html").read_bytes()
     return Response(html, media_type="text/html", headers={"content-security-policy": _POLICY})
 
 
+@operation(AnyObject)
 async def data(request: Request) -> Response:
     """Counters and percentiles since the start; the page makes rates of them."""
     server = RequestContext.of(request).server

@@ -31,7 +31,8 @@ _TYPES = {
 # Names that the engine's texts start with, as far as clients can set them.
 _PARAMS = frozenset(
     """n temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty seed stop stop_token_ids
-    bad_words max_tokens min_tokens logprobs prompt_logprobs logit_bias allowed_token_ids cache_salt""".split()  # noqa: SIM905
+    bad_words max_tokens min_tokens logprobs prompt_logprobs logit_bias allowed_token_ids cache_salt
+    dimensions pooling""".split()  # noqa: SIM905
 )
 
 

@@ -108,10 +108,8 @@ class Generation:
         self._params = params
         self._renamed = renamed
         self._include_cost = include_cost
-        key = context.key
-        self._priority = (key.priority if key else 0) + (priority or 0)
-        # A key's own salt comes first: no client can reach the prefixes of another key.
-        self._salt = "".join((key.cache_salt + "/" if key and key.cache_salt else "", cache_salt or ""))
+        self._priority = context.priority(priority)
+        self._salt = context.cache_salt(cache_salt)
         self.latest: list[RequestOutput | None] = [None] * len(prompts)
 
     async def deltas(self) -> AsyncGenerator[list[Delta], None]:

@@ -54,6 +54,8 @@ class Guard:
                     (b"x-request-id", context.request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
+                if context.ignored_fields:
+                    message["headers"].append((b"x-ignored-fields", ", ".join(context.ignored_fields).encode()))
             elif not message.get("more_body", False):
                 context.is_complete = True
             await send(message)

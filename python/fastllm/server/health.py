@@ -9,8 +9,11 @@ import fastllm
 from fastllm.server.answer import json_answer
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import ApiError
+from fastllm.server.openai.answers import Status, Version
+from fastllm.server.operation import operation
 
 
+@operation(Status)
 async def health(request: Request) -> Response:
     """200 while the engine makes steps or has nothing to do. Also without a key."""
     if trouble := RequestContext.of(request).server.trouble():
@@ -18,6 +21,7 @@ async def health(request: Request) -> Response:
     return json_answer({"status": "ok"})
 
 
+@operation(Status)
 async def ready(request: Request) -> Response:
     """200 after a first real token, and not while draining."""
     server = RequestContext.of(request).server
@@ -30,5 +34,7 @@ async def ready(request: Request) -> Response:
     return json_answer({"status": "ready"})
 
 
+@operation(Version)
 async def version(request: Request) -> Response:
+    """The version of the server."""
     return json_answer({"version": fastllm.__version__})

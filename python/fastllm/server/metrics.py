@@ -18,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import fastllm
-from fastllm import RequestOutput
+from fastllm import EmbeddingOutput, RequestOutput
 from fastllm.server.context import RequestContext
 from fastllm.server.histogram import Histogram
 from fastllm.server.observer import Observer
+from fastllm.server.operation import operation
 from fastllm.server.state import ServerState
 
 # vLLM's buckets.
@@ -95,6 +96,11 @@ class Metrics(Observer):
             self.prefill.add(metrics.first_token_s - metrics.queued_s)
             self.decode.add(metrics.total_s - metrics.first_token_s)
             self.inference.add(metrics.total_s - metrics.queued_s)
+
+    def embedded(self, context: RequestContext, output: EmbeddingOutput, now: float) -> None:
+        self.finished_reasons["stop"] += 1
+        self.e2e.add(now - context.arrival)
+        self.prompt_tokens.add(output.metrics.num_prompt_tokens)
 
     def answered(self, context: RequestContext, method: str) -> None:
         self.answers[context.endpoint or "other", method, str(context.status)] += 1
@@ -237,7 +243,9 @@ def resident_bytes() -> float:
         return 0.0
 
 
+@operation(media_type="text/plain")
 async def metrics(request: Request) -> Response:
+    """Prometheus text."""
     observer = RequestContext.of(request).server.observer
     assert isinstance(observer, Metrics)
     return Response(generate_latest(observer.registry), media_type="text/plain; version=0.0.4; charset=utf-8")

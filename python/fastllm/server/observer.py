@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastllm import RequestOutput
+from fastllm import EmbeddingOutput, RequestOutput
 
 if TYPE_CHECKING:
     from fastllm.server.context import RequestContext
@@ -21,6 +21,9 @@ class Observer:
 
     def finished(self, context: RequestContext, output: RequestOutput, reasons: list[str], now: float) -> None:
         """It has ended by itself, each of its sequences for one of the reasons."""
+
+    def embedded(self, context: RequestContext, output: EmbeddingOutput, now: float) -> None:
+        """A prompt has got its embedding."""
 
     def answered(self, context: RequestContext, method: str) -> None:
         """A request of the API has been answered, or its client has gone."""

@@ -6,6 +6,7 @@ soon as nothing runs. The second ends it at once.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import time
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from fastllm.server.app import ServerApp
+from fastllm.server.config import ServerConfig
 from fastllm.server.protocol import guarded_protocol
 
 
@@ -24,12 +27,26 @@ class _Server(uvicorn.Server):
         self._app = app
         self._announce = announce
         self._drain_until: float | None = None
+        self._operator: _OperatorServer | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup()
+        if self.started and (port := self._app.state.config.metrics_port) is not None:
+            self._operator = _OperatorServer(_uvicorn_config(self._app.operator_app, self._app.state.config, port))
+            self._operator_task = asyncio.create_task(self._operator.serve())
+            while not self._operator.started:
+                await asyncio.wait([self._operator_task], timeout=0.01)
+                if self._operator_task.done():
+                    self._operator_task.result()  # e.g. SystemExit: the port is taken
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._announce(host, port)
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().shutdown()
+        if self._operator is not None:
+            self._operator.should_exit = True
+            await self._operator_task
 
     async def on_tick(self, counter: int) -> bool:
         await super().on_tick(counter)
@@ -57,13 +74,25 @@ class _Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
+class _OperatorServer(uvicorn.Server):
+    """Listens on the metrics port until the main server has ended, which also takes the signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def serve(app: ServerApp, announce: Callable[[str, int], None]) -> None:
     """Serves until a signal. ``announce`` gets the address when it listens. For the main thread."""
     config = app.state.config
-    uvicorn_config = uvicorn.Config(
+    _Server(_uvicorn_config(app, config, config.port), app, announce).run()
+
+
+def _uvicorn_config(app: ASGIApp, config: ServerConfig, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=config.host,
-        port=config.port,
+        port=port,
         http=guarded_protocol(config),
         ws="none",
         lifespan="on",
@@ -76,4 +105,3 @@ def serve(app: ServerApp, announce: Callable[[str, int], None]) -> None:
         # What still runs when the drain is over has had its time.
         timeout_graceful_shutdown=1,
     )
-    _Server(uvicorn_config, app, announce).run()

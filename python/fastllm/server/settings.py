@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 
+from fastllm.checkpoint.resolve import resolve
+from fastllm.demo import DEMO_MODEL
 from fastllm.errors import InvalidRequestError
+from fastllm.quantize.report import verify
 from fastllm.server.config import ApiKey
 from fastllm.server.cost import Price
 
@@ -76,3 +79,8 @@ def read_prices(path: Path) -> dict[str, Price]:
                 raise InvalidRequestError(f"{path}: {name}: {field} must be a number from 0")
         found[name] = Price(**entry)
     return found
+
+
+def check_gate(model: str | None, revision: str | None) -> None:
+    """Raises CheckpointError unless the folder has a quantization report that is of its files and passed its gate."""
+    verify(resolve(model if model is not None else DEMO_MODEL, revision))

@@ -11,9 +11,11 @@ from fastllm.server.answer import json_answer
 from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import from_engine, invalid
+from fastllm.server.openai.answers import DetokenizeAnswer, TokenizeAnswer
 from fastllm.server.openai.fields import TokenId
 from fastllm.server.openai.logprobs import token_text
 from fastllm.server.openai.messages import Message, template_messages
+from fastllm.server.operation import operation
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -30,7 +32,9 @@ class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tokens: list[TokenId]
 
 
+@operation(TokenizeAnswer, body=TokenizeBody)
 async def tokenize(request: Request) -> Response:
+    """Token ids of a text or a conversation."""
     context = RequestContext.of(request)
     body = await parse_body(request, TokenizeBody, context.config)
     context.check_model(body.model)
@@ -55,7 +59,9 @@ async def tokenize(request: Request) -> Response:
     return json_answer(answer)
 
 
+@operation(DetokenizeAnswer, body=DetokenizeBody)
 async def detokenize(request: Request) -> Response:
+    """Text of token ids."""
     context = RequestContext.of(request)
     body = await parse_body(request, DetokenizeBody, context.config)
     context.check_model(body.model)

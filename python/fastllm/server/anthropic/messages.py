@@ -13,14 +13,17 @@ from starlette.responses import Response
 from fastllm import SamplingParams
 from fastllm.errors import FastLLMError
 from fastllm.server.answer import json_answer
+from fastllm.server.anthropic.answers import AnthropicError, MessageAnswer, TokenCount
 from fastllm.server.anthropic.blocks import CacheControl, Message, TextBlock, template_messages
 from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.conversation import Conversation
 from fastllm.server.errors import ApiError, from_engine, invalid
 from fastllm.server.generation import until_gone
+from fastllm.server.openai.answers import AnyObject
 from fastllm.server.openai.fields import MAX_USER_BYTES, Int, refuse_unless
 from fastllm.server.openai.tools import FunctionSpec, NamedFunction, NamedTool, Tool, template_tools
+from fastllm.server.operation import operation
 from fastllm.server.pieces import Block, Piece, Splitter
 from fastllm.server.sse import EventStream, named_event
 
@@ -207,7 +210,9 @@ def _choice(choice: ToolChoice | None) -> str | NamedTool | None:
     return {"any": "required"}.get(choice.type, choice.type)
 
 
+@operation(MessageAnswer, body=MessagesBody, chunk=AnyObject, error=AnthropicError)
 async def create_message(request: Request) -> Response:
+    """The answer to a conversation, in Anthropic's dialect."""
     context = RequestContext.of(request)
     body = await parse_body(request, MessagesBody, context.config)
     message = _Message(context, body)
@@ -222,7 +227,9 @@ async def create_message(request: Request) -> Response:
     return json_answer(await until_gone(request.receive, message.whole, deadline))
 
 
+@operation(TokenCount, body=CountBody, error=AnthropicError)
 async def count_tokens(request: Request) -> Response:
+    """How many tokens the prompt of a conversation has."""
     context = RequestContext.of(request)
     body = await parse_body(request, CountBody, context.config)
     context.check_model(body.model)

@@ -17,6 +17,7 @@ from fastllm.server.context import RequestContext
 from fastllm.server.conversation import Conversation
 from fastllm.server.errors import invalid
 from fastllm.server.generation import Delta, until_gone
+from fastllm.server.openai.answers import ChatAnswer, ChatChunk
 from fastllm.server.openai.fields import (
     Int,
     SamplingFields,
@@ -29,6 +30,7 @@ from fastllm.server.openai.logprobs import chat_logprobs
 from fastllm.server.openai.messages import Message, template_messages
 from fastllm.server.openai.response_format import ResponseFormat, wanted_format
 from fastllm.server.openai.tools import NamedTool, Tool
+from fastllm.server.operation import operation
 from fastllm.server.sse import EventStream, event
 
 
@@ -184,7 +186,9 @@ def _choice(index: int, delta: dict[str, Any], logprobs: Any, finish_reason: str
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
+@operation(ChatAnswer, body=ChatBody, chunk=ChatChunk)
 async def create_chat_completion(request: Request) -> Response:
+    """The answer to a conversation."""
     context = RequestContext.of(request)
     body = await parse_body(request, ChatBody, context.config)
     chat = _Chat(context, body)

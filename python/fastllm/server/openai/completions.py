@@ -16,17 +16,21 @@ from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import from_engine, invalid
 from fastllm.server.generation import Delta, Generation, until_gone
+from fastllm.server.openai.answers import CompletionAnswer
 from fastllm.server.openai.fields import (
     Int,
+    Prompts,
     SamplingFields,
     check_count,
     check_input,
+    prompt_list,
     refuse_unless,
     sampling_params,
     wants_running_usage,
     wants_usage,
 )
 from fastllm.server.openai.logprobs import CompletionLogprobs, joined
+from fastllm.server.operation import operation
 from fastllm.server.sse import EventStream, event
 
 DEFAULT_MAX_TOKENS = 16
@@ -35,7 +39,7 @@ DEFAULT_MAX_TOKENS = 16
 class CompletionBody(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     """``best_of`` and ``suffix`` are known, and refused unless they change nothing."""
 
-    prompt: str | list[str | Int | list[Int]]
+    prompt: Prompts
     logprobs: Int | None = None
     echo: bool | None = None
     best_of: Int | None = None
@@ -71,15 +75,7 @@ class _Completion:
 
     async def prepare(self) -> None:
         """Token ids of the prompts."""
-        prompts = self.body.prompt
-        many: list[Any] = prompts if isinstance(prompts, list) else [prompts]
-        if len({type(item) for item in many}) > 1:
-            raise invalid("prompt: a list holds strings, token ids, or lists of token ids, not several", "prompt")
-        if many and isinstance(many[0], int):
-            many = [many]
-        limit = self.context.config.max_prompts
-        if not 1 <= len(many) <= limit:
-            raise invalid(f"prompt: {len(many)} prompts, 1 to {limit} are allowed", "prompt")
+        many = prompt_list(self.body.prompt, "prompt", self.context.config.max_prompts)
         check_count(self.body.n, len(many), self.context.server.max_sequences)
         self.prompts: list[list[int]] = []
         filters = self.context.server.filters
@@ -193,7 +189,9 @@ def _says_something(choice: dict[str, Any]) -> bool:
     return bool(choice["text"] or choice["logprobs"] or choice["finish_reason"])
 
 
+@operation(CompletionAnswer, body=CompletionBody, chunk=CompletionAnswer)
 async def create_completion(request: Request) -> Response:
+    """Completions of one or many prompts."""
     context = RequestContext.of(request)
     body = await parse_body(request, CompletionBody, context.config)
     completion = _Completion(context, body)

@@ -17,6 +17,7 @@ from fastllm.server.filters import FilterChain
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Bias = dict[TokenId, float]
+Prompts = str | list[str | Int | list[Int]]
 MAX_USER_BYTES = 256
 
 
@@ -43,7 +44,16 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
         return StructuredOutputsParams(**values)
 
 
-class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Placement(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Extensions that every endpoint with work for the engine takes."""
+
+    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | None = None
+    cache_salt: str | None = None
+    include_cost: bool | None = None
+    request_timeout: Annotated[float, msgspec.Meta(gt=0, le=86400)] | None = None
+
+
+class SamplingFields(Placement, forbid_unknown_fields=True, kw_only=True):
     """What both completion endpoints take. After ``user`` come the extensions, named as in vLLM."""
 
     model: str | None = None
@@ -71,10 +81,6 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     bad_words: list[str] | None = None
     allowed_token_ids: list[Int] | None = None
     structured_outputs: StructuredOutputs | None = None
-    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | None = None
-    cache_salt: str | None = None
-    include_cost: bool | None = None
-    request_timeout: Annotated[float, msgspec.Meta(gt=0, le=86400)] | None = None
 
 
 _SAME_NAME = """temperature top_p n seed presence_penalty frequency_penalty logit_bias top_k min_p repetition_penalty
@@ -86,8 +92,7 @@ def sampling_params(body: SamplingFields, **more: Any) -> SamplingParams:
     """The engine's parameters; None is left to their defaults. ``more`` has what the endpoints name differently."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options: only together with stream = true", "stream_options")
-    if body.user is not None and len(body.user.encode("utf-8", "replace")) > MAX_USER_BYTES:
-        raise invalid(f"user: at most {MAX_USER_BYTES} bytes are allowed", "user")
+    check_user(body.user)
     values = {name: getattr(body, name) for name in _SAME_NAME if getattr(body, name) is not None}
     if body.stop is not None:
         values["stop"] = [body.stop] if isinstance(body.stop, str) else body.stop
@@ -95,6 +100,23 @@ def sampling_params(body: SamplingFields, **more: Any) -> SamplingParams:
         values["structured_outputs"] = body.structured_outputs.params()
     values.update(more)
     return SamplingParams(**values)
+
+
+def check_user(user: str | None) -> None:
+    if user is not None and len(user.encode("utf-8", "replace")) > MAX_USER_BYTES:
+        raise invalid(f"user: at most {MAX_USER_BYTES} bytes are allowed", "user")
+
+
+def prompt_list(value: Prompts, name: str, limit: int) -> list[Any]:
+    """Strings or lists of token ids, whatever way one or many were given. Raises ApiError 400 naming the field."""
+    many: list[Any] = value if isinstance(value, list) else [value]
+    if len({type(item) for item in many}) > 1:
+        raise invalid(f"{name}: a list holds strings, token ids, or lists of token ids, not several", name)
+    if many and isinstance(many[0], int):
+        many = [many]
+    if not 1 <= len(many) <= limit:
+        raise invalid(f"{name}: {len(many)} prompts, 1 to {limit} are allowed", name)
+    return many
 
 
 def refuse_unless(body: Any, **neutral: tuple[Any, ...]) -> None:

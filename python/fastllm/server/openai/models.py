@@ -10,14 +10,20 @@ from starlette.responses import Response
 from fastllm.server.answer import json_answer
 from fastllm.server.context import RequestContext
 from fastllm.server.errors import ApiError
+from fastllm.server.openai.answers import ModelCard, ModelList
+from fastllm.server.operation import operation
 
 
+@operation(ModelList)
 async def list_models(request: Request) -> Response:
+    """What is served."""
     context = RequestContext.of(request)
     return json_answer({"object": "list", "data": [_card(context, name) for name in context.config.served_model_names]})
 
 
+@operation(ModelCard)
 async def show_model(request: Request) -> Response:
+    """One of the names that are served."""
     context = RequestContext.of(request)
     name = request.path_params["model"]
     if name not in context.config.served_model_names:

@@ -19,10 +19,13 @@ from fastllm.server.context import RequestContext
 from fastllm.server.conversation import Conversation
 from fastllm.server.errors import ApiError, invalid
 from fastllm.server.generation import until_gone
+from fastllm.server.openai.answers import AnyObject
 from fastllm.server.openai.fields import MAX_USER_BYTES, Int, StructuredOutputs, refuse_unless
+from fastllm.server.openai.response_answers import ResponseAnswer
 from fastllm.server.openai.response_format import NamedSchema, schema_format
 from fastllm.server.openai.response_items import template_messages
 from fastllm.server.openai.tools import FunctionSpec, NamedFunction, NamedTool, Tool
+from fastllm.server.operation import operation
 from fastllm.server.pieces import Block, Piece, Splitter
 from fastllm.server.sse import EventStream, named_event
 
@@ -330,7 +333,9 @@ def _format(wanted: TextFormat) -> Any:
     return schema_format(named, "text.format")
 
 
+@operation(ResponseAnswer, body=ResponsesBody, chunk=AnyObject)
 async def create_response(request: Request) -> Response:
+    """The answer to a conversation that is sent whole."""
     context = RequestContext.of(request)
     body = await parse_body(request, ResponsesBody, context.config)
     response = _Response(context, body)

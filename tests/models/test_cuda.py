@@ -1,5 +1,5 @@
-"""Whole models through the CUDA kernels in the emulator: every architecture against transformers, and batch invariance
-of whole generations."""
+"""Whole models through the CUDA kernels, in the emulator and on a GPU where there is one: every architecture against
+transformers, and batch invariance of whole generations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,27 @@ import torch
 from checkpoints import CASES, Case, make_model, prompt_ids, reference_greedy, reference_logits, save, settle_rope
 
 fastllm = pytest.importorskip("fastllm")
+pytest.importorskip("fastllm.ops")
 
 NUM_TOKENS = 8
 TOLERANCE = 1e-4
 
 
-def _open(folder: Path, case: Case, **options: Any) -> Any:
-    return fastllm.LLM(
-        str(folder), device="cuda:emulated", max_model_len=case.max_model_len, **{"dtype": "float32", **options}
-    )
+def _devices() -> list[str]:
+    try:
+        fastllm.ops.Device("cuda")
+    except fastllm.DeviceError:
+        return ["cuda:emulated"]
+    return ["cuda:emulated", "cuda"]
+
+
+@pytest.fixture(params=_devices())
+def device(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def _open(folder: Path, case: Case, device: str, **options: Any) -> Any:
+    return fastllm.LLM(str(folder), device=device, max_model_len=case.max_model_len, **{"dtype": "float32", **options})
 
 
 def _params(**values: Any) -> Any:
@@ -27,14 +39,14 @@ def _params(**values: Any) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_tokens_and_logprobs_are_those_of_transformers(case: Case, tmp_path: Path) -> None:
+def test_tokens_and_logprobs_are_those_of_transformers(device: str, case: Case, tmp_path: Path) -> None:
     model = make_model(case)
     save(model, tmp_path)
     settle_rope(model, case)
     ids = prompt_ids(case)
     rows = torch.log_softmax(reference_logits(model, ids).double(), -1)
     tokens, margin = reference_greedy(model, ids, NUM_TOKENS)
-    with _open(tmp_path, case) as llm:
+    with _open(tmp_path, case, device) as llm:
         output = llm.generate([ids], _params(prompt_logprobs=0))[0]
     for i in range(1, len(ids)):
         wanted = float(rows[i - 1, ids[i]])
@@ -45,7 +57,7 @@ def test_tokens_and_logprobs_are_those_of_transformers(case: Case, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
-def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(tmp_path: Path, kv_dtype: str) -> None:
+def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(device: str, tmp_path: Path, kv_dtype: str) -> None:
     case = CASES[0]
     save(make_model(case), tmp_path)
     prompts = [prompt_ids(case, seed)[:n] for seed, n in ((1, 24), (2, 1), (3, 17), (4, 33))]
@@ -59,8 +71,8 @@ def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(tmp_path: Path, 
         ]
 
     options = {"dtype": "bfloat16", "kv_cache_dtype": kv_dtype, "max_num_seqs": 4}
-    with _open(tmp_path, case, **options) as llm:
+    with _open(tmp_path, case, device, **options) as llm:
         together = generate(llm, prompts)
         assert [generate(llm, [p])[0] for p in prompts] == together
-    with _open(tmp_path, case, max_num_batched_tokens=7, **options) as llm:
+    with _open(tmp_path, case, device, max_num_batched_tokens=7, **options) as llm:
         assert generate(llm, prompts) == together

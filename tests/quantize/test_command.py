@@ -1,0 +1,51 @@
+"""fastllm quantize as a command, and the server that asks for its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fastllm.cli import app
+from fastllm.errors import CheckpointError
+from fastllm.server.settings import check_gate
+
+HELDOUT = Path(__file__).parents[1] / "data" / "heldout.txt"
+
+
+def _fastllm(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "160"})
+
+
+def test_the_exit_code_is_that_of_the_gate(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shared = ("quantize", "demo", out, "--method", "rtn", "--bits", 8, "--eval-data", HELDOUT, "--window", 128,
+              "--max-eval-tokens", 256)  # fmt: skip
+    refused = _fastllm(*shared, "--gate", "kl<=0.0000001")
+    assert refused.exit_code == 1 and "FAILED by" in refused.stdout
+    assert refused.stdout.strip().endswith("out.rejected") and not out.exists()
+    with pytest.raises(CheckpointError, match="not passed"):
+        check_gate(str(tmp_path / "out.rejected"), None)
+
+    accepted = _fastllm(*shared, "--gate", "kl<=0.02,top1>=0.97,ppl<=+1%", "--plot", tmp_path / "plot.svg", "--json")
+    assert accepted.exit_code == 0, accepted.output
+    values = json.loads(accepted.stdout)
+    assert values["path"] == str(out) and values["gate"]["passed"] is True
+    assert "q_proj" in (tmp_path / "plot.svg").read_text()
+    check_gate(str(out), None)
+
+    again = _fastllm(*shared)
+    assert again.exit_code == 2 and "exists already" in again.stderr
+
+
+def test_a_gate_needs_something_to_measure_on(tmp_path: Path) -> None:
+    done = _fastllm("quantize", "demo", tmp_path / "out", "--gate", "kl<=1")
+    assert done.exit_code == 2 and "--eval-data" in done.stderr
+
+
+def test_the_server_refuses_a_model_without_a_passed_report() -> None:
+    done = _fastllm("serve", "--require-gate", "--port", 0)
+    assert done.exit_code == 1 and "quantization_report.json" in done.stderr
