@@ -5,8 +5,10 @@
 
 Each peer lives in an environment of its own (benches/README.md makes them). One that has none is listed as missing. All
 peers are loaded once and stopped (SIGSTOP) while another one is measured; each round measures every case on every peer,
-so that a slow minute of a shared machine hits all of them. Printed are medians over the rounds and the spread, and the
-limits of the machine, measured in the same rounds.
+so that a slow minute of a shared machine hits all of them. Printed are medians over the rounds and the spread, the
+ratio of the best fastllm variant to the best peer, peak memory, the time from the start of the process to the first
+token (with the model's files out of the page cache, and in it), and the limits of the machine, measured in the same
+rounds. --quick takes a small shape and short cases: whether everything works, in a minute.
 """
 
 from __future__ import annotations
@@ -42,6 +44,18 @@ class Variant:
     report: dict[str, Any] = field(default_factory=dict)
 
     def start(self, python: str, log: Path) -> None:
+        """Twice: from a cold page cache, and from a warm one, which stays."""
+        _forget(Path(self.arguments[0]))
+        cold = self._launch(python, log)
+        if self.problem is not None:
+            return
+        self.stop()
+        warm = self._launch(python, log)
+        if self.problem is None:
+            self.report |= {"first_token_cold_s": cold, "first_token_s": warm}
+            self.pause()
+
+    def _launch(self, python: str, log: Path) -> float:
         begin = time.perf_counter()
         script = str(WORKERS / f"{self.peer}_worker.py")
         self.process = subprocess.Popen(
@@ -53,10 +67,8 @@ class Variant:
         )
         self.report = self._answer()
         if self.problem is None:
-            prompt = [7] * 8
-            self.ask({"op": "prefill", "prompt": prompt})
-            self.report["first_token_s"] = time.perf_counter() - begin
-            self.pause()
+            self.ask({"op": "prefill", "prompt": [7] * 8})
+        return time.perf_counter() - begin
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process is not None and self.process.stdin is not None
@@ -76,6 +88,7 @@ class Variant:
             self.report.update(self.ask({"op": "exit"}))
         self.process.kill()
         self.process.wait()
+        self.process = None
 
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None and self.process.stdout is not None
@@ -85,6 +98,16 @@ class Variant:
             return {}
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _forget(model: Path) -> None:
+    """Takes the files of a model out of the page cache, as far as the kernel agrees."""
+    files = model.iterdir() if model.is_dir() else [model]
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,7 @@ CASES = [
     Case("decode 16 @ 128", 16, 128, 32),
     Case("decode 32 @ 128", 32, 128, 32),
 ]
+QUICK_CASES = [Case("prefill 64", 1, 0, 64), Case("decode 1 @ 16", 1, 16, 8), Case("decode 4 @ 16", 4, 16, 8)]
 
 
 def variants(work: Path, threads: int, environments: dict[str, str], wanted: set[str]) -> list[Variant]:
@@ -207,8 +231,17 @@ def summary(
                     "highest": rates[-1],
                 }
         rows.append(row)
+    ratios = {}
+    for case in cases:
+        medians = {row["name"]: row["cases"][case.name]["median"] for row in rows if case.name in row["cases"]}
+        ours = {name: value for name, value in medians.items() if name.startswith("fastllm")}
+        peers = {name: value for name, value in medians.items() if name not in ours}
+        if ours and peers:
+            best, peer = max(ours, key=ours.__getitem__), max(peers, key=peers.__getitem__)
+            ratios[case.name] = {"fastllm": best, "peer": peer, "ratio": ours[best] / peers[peer]}
     return {
         "shape": shape,
+        "ratios": ratios,
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "limits": {key: statistics.median(entry[key] for entry in limits) for key in limits[0]} if limits else {},
@@ -231,7 +264,7 @@ def print_tables(result: dict[str, Any], cases: list[Case]) -> None:
     table.add_column("engine")
     for case in cases:
         table.add_column(case.name, justify="right")
-    table.add_column("first token s", justify="right")
+    table.add_column("first token s, cold / warm", justify="right")
     table.add_column("peak MiB", justify="right")
     for row in result["variants"]:
         if row["problem"] is not None:
@@ -241,9 +274,12 @@ def print_tables(result: dict[str, Any], cases: list[Case]) -> None:
             f"{c['median']:.1f} ({c['lowest']:.0f}-{c['highest']:.0f})" if (c := row["cases"].get(case.name)) else "-"
             for case in cases
         ]
-        table.add_row(row["name"], *cells, f"{row['first_token_s']:.1f}", f"{row.get('peak_rss', 0) / 2**20:.0f}")
+        start = f"{row['first_token_cold_s']:.1f} / {row['first_token_s']:.1f}"
+        table.add_row(row["name"], *cells, start, f"{row.get('peak_rss', 0) / 2**20:.0f}")
     console = Console(width=220)
     console.print(table)
+    for name, ratio in result["ratios"].items():
+        console.print(f"{name}: {ratio['fastllm']} / {ratio['peer']} = {ratio['ratio']:.2f}")
     console.print({name: f"{value / 1e9:.1f} G" for name, value in result["limits"].items()})
 
 
@@ -254,7 +290,9 @@ def plot(result: dict[str, Any], cases: list[Case], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = [row for row in result["variants"] if row["cases"]]
-    figure, axes = plt.subplots(1, len(cases), figsize=(3 * len(cases), 0.35 * len(rows) + 1.5), sharey=True)
+    size = (3 * len(cases) + 2, 0.35 * len(rows) + 1.5)
+    figure, grid = plt.subplots(1, len(cases), figsize=size, sharey=True, squeeze=False)
+    axes = grid[0]
     for axis, case in zip(axes, cases, strict=True):
         values = [row["cases"].get(case.name, {}).get("median", 0) for row in rows]
         colours = ["tab:orange" if row["name"].startswith("fastllm") else "tab:blue" for row in rows]
@@ -274,15 +312,19 @@ def main() -> None:
     parser.add_argument("--env", action="append", default=[], metavar="PEER=PYTHON", help="interpreter of a peer")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="these variants only")
     parser.add_argument("--case", action="append", default=[], metavar="NAME", help="these cases only")
+    parser.add_argument("--quick", action="store_true", help="a small shape, short cases, one round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write the figures here, and a plot beside it (.svg)")
     arguments = parser.parse_args()
 
     environments = {"fastllm": sys.executable, **dict(entry.split("=", 1) for entry in arguments.env)}
+    if arguments.quick:
+        arguments.shape, arguments.rounds = shapes.QUICK, 1
     work = arguments.work / arguments.shape
     shapes.write_checkpoint(arguments.shape, work)
-    cases = [case for case in CASES if not arguments.case or case.name in arguments.case]
+    all_cases = QUICK_CASES if arguments.quick else CASES
+    cases = [case for case in all_cases if not arguments.case or case.name in arguments.case]
     found = variants(work, arguments.threads, environments, set(arguments.only))
     limits: list[dict[str, float]] = []
     try:

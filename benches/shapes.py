@@ -70,6 +70,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# For trying things out. Wide enough for blocks of 256 weights.
+QUICK = "quick"
+SHAPES[QUICK] = {
+    **_QWEN3,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 4096,
+}
+
 
 def tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the weights, as the checkpoint of that architecture has them."""

@@ -82,7 +82,7 @@ def _status(key: str) -> int:
     raise KeyError(key)
 
 
-def load(folder: Path, num_threads: int, quantization: str | None) -> dict[str, float]:
+def load(folder: Path, num_threads: int, quantization: str | None = None) -> dict[str, float]:
     from fastllm import _core
     from fastllm.checkpoint import formats, loader
 

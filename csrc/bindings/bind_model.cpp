@@ -211,10 +211,10 @@ void bind_model(nb::module_& m) {
           },
           "config"_a, "kv_dtype"_a, Release());
   nb::class_<Scorer>(m, "Scorer", "Whole rows of logits of one sequence at a time, for evaluation.")
-      .def(nb::new_([](const std::shared_ptr<Model>& model, int64_t max_tokens, int64_t chunk,
-                       const std::string& kv_dtype) {
-             return std::make_unique<Scorer>(model, max_tokens, chunk, parse_kv_dtype(kv_dtype));
-           }),
+      .def(nb::new_(
+               [](const std::shared_ptr<Model>& model, int64_t max_tokens, int64_t chunk, const std::string& kv_dtype) {
+                 return std::make_unique<Scorer>(model, max_tokens, chunk, parse_kv_dtype(kv_dtype));
+               }),
            "model"_a, nb::kw_only(), "max_tokens"_a, "chunk"_a, "kv_dtype"_a)
       .def("append", &append, "token_ids"_a, "logits"_a,
            "Appends tokens to the sequence; logits [rows, V] gets what follows each of the last `rows` of them.")

@@ -12,8 +12,13 @@ namespace fastllm::cpu::FASTLLM_ISA {
 namespace {
 
 // The two common cases have kernels of their own, which keep everything in registers: scales of groups and one byte for
-// an activation (a8, a8r), without and with zeros.
+// an activation (a8, a8r), without and with zeros. (Plain loops have no registers to keep.)
 enum class Style { kSymmetric, kZeros, kAny };
+#if defined(__AVX2__)
+constexpr bool kHasStyles = true;
+#else
+constexpr bool kHasStyles = false;
+#endif
 
 // A tile of rows times kCount half panels, of which the first has parity kFirst.
 template <class Codes, int kRows, int kCount, int kFirst, Style kStyle>
@@ -118,14 +123,14 @@ struct IntKernel {
 
   template <int kRows, int kCount, int kFirst>
   static void multiply(const LinearJob& job, int64_t row_begin, int64_t first_half) {
-    const IntFormat& f = job.format;
-    if (f.scales == ScaleKind::kRow || f.planes == Planes::kTwo) {
-      multiply_style<kRows, kCount, kFirst, Style::kAny>(job, row_begin, first_half);
-    } else if (job.zeros != nullptr) {
-      multiply_style<kRows, kCount, kFirst, Style::kZeros>(job, row_begin, first_half);
-    } else {
-      multiply_style<kRows, kCount, kFirst, Style::kSymmetric>(job, row_begin, first_half);
+    if constexpr (kHasStyles) {
+      if (job.format.scales != ScaleKind::kRow && job.format.planes != Planes::kTwo) {
+        return job.zeros != nullptr
+                   ? multiply_style<kRows, kCount, kFirst, Style::kZeros>(job, row_begin, first_half)
+                   : multiply_style<kRows, kCount, kFirst, Style::kSymmetric>(job, row_begin, first_half);
+      }
     }
+    multiply_style<kRows, kCount, kFirst, Style::kAny>(job, row_begin, first_half);
   }
 
   template <int kRows, int kCount, int kFirst, Style kStyle>

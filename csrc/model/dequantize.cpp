@@ -60,8 +60,8 @@ uint64_t spread(uint32_t word, int bits) {
   return (x | (x << 4)) & 0x0f0f0f0f0f0f0f0fu;
 }
 
-// Words of consecutive columns (of the output), which is what a row of it is made of: whole words at once, in tiles of a
-// line of words by a line of bytes. What fills up no word is left to the caller.
+// Words of consecutive columns (of the output), which is what a row of it is made of: whole words at once, in tiles of
+// a line of words by a line of bytes. What fills up no word is left to the caller.
 void unpack_in_order(const PackedWords& from, uint8_t* out, int64_t out_cols, int64_t num_words, bool is_transposed) {
   constexpr int64_t kTileWords = 8;
   constexpr int64_t kTileRows = 16;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
-import logging
 import os
 import threading
 import weakref
@@ -14,21 +13,21 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastllm import __version__, _core, memory, models
-from fastllm.checkpoint import loader, packed_cache
+from fastllm import _core, memory, models
+from fastllm.checkpoint import loader
 from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.files import TOKENIZER_FILES, check_text_files, read_json_object
-from fastllm.checkpoint.formats import ActivationModes, MatrixShape, Rounding, WeightFormats, choose_formats
+from fastllm.checkpoint.formats import ActivationModes, Rounding
 from fastllm.checkpoint.gguf.text import text_folder
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
-from fastllm.memory import format_bytes
 from fastllm.params import SamplingParams, StructuredOutputsParams
 from fastllm.request_state import EmbeddingState, Pooling, RequestState
 from fastllm.structured.compiler import Grammar, GrammarCompiler
 from fastllm.structured.masks import MaskWorker
 from fastllm.text.tokenizer import Tokenizer
+from fastllm.weights import HeldWeights
 
 if TYPE_CHECKING:
     from fastllm.text.chat_template import ChatTemplate
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
 KV_DTYPES = (*DTYPES, "int8")
-_log = logging.getLogger("fastllm")
 LOAD_FORMATS = ("auto", "dummy")
 SCHEDULERS = ("continuous", "static")
 
@@ -114,9 +112,8 @@ class Runtime:
             plan = loader.load(folder, max_model_len=options.max_model_len)
             config, spec, checkpoint_dtype = plan.config, plan.spec, plan.dtype
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
-        shapes = [MatrixShape(*shape) for shape in _core.matrix_shapes(spec)]
-        self.formats = choose_formats(
-            shapes, plan.fills if plan is not None else [], options.quantization, options.activation_mode
+        self.weights = HeldWeights(
+            spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode
         )
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
@@ -134,18 +131,12 @@ class Runtime:
 
         native = _core.Model(
             spec, device=options.device, num_threads=options.num_threads or 0, dtype=self.dtype,
-            formats=self.formats.native(),
+            formats=self.weights.formats.native(),
         )  # fmt: skip
         self._plan_sizes(native)
-        native.allocate_weights()
-        self.weights = self.formats.bytes_held(native.matrix_bytes(), shapes, self.dtype)
-        self.weights["vectors"] = self.memory.weight_bytes - sum(self.weights.values())
-        self.quantization = None if plan is None else self._describe_quantization(plan)
-        self.packed_cache: dict[str, Any] | None = None
-        if plan is None:
-            native.fill_random(seed=options.seed)
-        else:
-            self._fill(plan, native)
+        self.weights.load(
+            native, cache=options.packed_cache, seed=options.seed, show_progress=options.show_progress
+        )  # fmt: skip
         self._native: _core.Model | None = native
         engine_config = _core.EngineConfig(
             num_pages=self.memory.kv_tokens // native.page_size,
@@ -193,49 +184,6 @@ class Runtime:
             device_free_bytes=native.device_free_bytes,
         )
 
-    def _describe_quantization(self, plan: loader.LoadPlan) -> dict[str, Any] | None:
-        """What the checkpoint had and what became of it, for info(); the same for the log."""
-        found, formats = plan.quantization, self.formats
-        if found is None and not formats.packed:
-            return None
-        held = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.weights.items())
-        if found is not None:
-            why = "; ".join(f"{count} because {reason}" for reason, count in formats.decoded.items())
-            _log.info(
-                "%s: %d %s tensors of %s%s; held as %s", self.folder, found.num_tensors, found.method,
-                format_bytes(found.source_bytes), f", decoded: {why}" if why else "", held,
-            )  # fmt: skip
-        else:
-            _log.info("%s: rounded to nearest, held as %s", self.folder, held)
-        return {
-            "method": None if found is None else found.method,
-            "tensors": 0 if found is None else found.num_tensors,
-            "source_bytes": 0 if found is None else found.source_bytes,
-            "matrices_kept_packed": len(formats.kept),
-            "matrices_rounded": len(formats.packed) - len(formats.kept),
-            "tensors_decoded": dict(formats.decoded),
-        }
-
-    def _fill(self, plan: loader.LoadPlan, native: Any) -> None:
-        # A device's memory cannot be read from a file: it is packed anew.
-        if self.options.packed_cache is None or native.device_free_bytes > 0:
-            _pack(plan, native, self.formats, self.options.show_progress)
-            return
-        settings = {
-            "layout": native.layout_fingerprint(), "fastllm": __version__, "dtype": self.dtype,
-            "quantization": self.options.quantization, "backend": native.backend_name.partition(":")[0],
-        }  # fmt: skip
-        key = packed_cache.key_of(plan.files(), settings)
-        path = packed_cache.path_of(Path(self.options.packed_cache), self.folder, settings)
-        memory = native.weight_memory()
-        is_hit = packed_cache.read(path, key, memory, native.num_threads)
-        self.packed_cache = {"path": str(path), "was_read": is_hit}
-        if is_hit:
-            native.mark_filled()
-            return
-        _pack(plan, native, self.formats, self.options.show_progress)
-        packed_cache.write(path, key, memory)
-
     def info(self) -> dict[str, Any]:
         """Each decision that ``None`` or ``"auto"`` left to the library, the memory plan, the engine's counters."""
         device, _, isa = self._backend_name.partition(":")
@@ -248,10 +196,10 @@ class Runtime:
             "isa": isa or None,
             "num_threads": self._num_threads,
             "dtype": self.dtype,
-            "quantization": self.quantization,
-            "activation_mode": self.formats.modes_used,
-            "packed_cache": self.packed_cache,
-            "weights": self.weights,
+            "quantization": self.weights.quantization,
+            "activation_mode": self.weights.formats.modes_used,
+            "packed_cache": self.weights.packed_cache,
+            "weights": self.weights.bytes_by_format,
             "kv_cache_dtype": self.kv_dtype,
             "hidden_size": self.hidden_size,
             "max_model_len": self.max_model_len,
@@ -589,19 +537,3 @@ def _eos_ids(folder: Path, config: Config, tokenizer: Tokenizer | None) -> list[
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
             raise CheckpointError(f"{folder}: eos_token_id: {token!r} is not a token id")
     return sorted(set(ids))
-
-
-def _pack(plan: loader.LoadPlan, native: Any, formats: WeightFormats, show_progress: bool) -> None:
-    if not show_progress:
-        plan.fill(native, None, native.num_threads, formats=formats)
-        return
-    from rich.console import Console  # here: most starts show nothing
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("weights", total=None)
-        plan.fill(
-            native, lambda done, total: bar.update(task, completed=done, total=total), native.num_threads,
-            formats=formats,
-        )  # fmt: skip
