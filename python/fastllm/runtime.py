@@ -112,9 +112,12 @@ class Runtime:
             plan = loader.load(folder, max_model_len=options.max_model_len)
             config, spec, checkpoint_dtype = plan.config, plan.spec, plan.dtype
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
+        # Tensor cores take 16-bit activations beside integer weights; processors have dot products of bytes.
+        is_cuda = _core.resolve_device(options.device).startswith("cuda")
         self.weights = HeldWeights(
-            spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode
-        )
+            spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode,
+            auto_mode="bf16" if is_cuda else "a8r",
+        )  # fmt: skip
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
         self._vocab_size: int = spec.vocab_size
