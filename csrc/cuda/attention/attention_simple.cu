@@ -51,7 +51,7 @@ __device__ inline int64_t sequence_of(const int32_t* query_start, int64_t num_se
   return low;
 }
 
-// registers: 80
+// registers: 96, int8 on sm_80; 64 otherwise
 template <class T>
 __global__ void __launch_bounds__(kWarp) attention_simple_kernel(AttentionParams<T> p) {
   auto& shared = *fl::smem<AttentionShared>();
