@@ -96,7 +96,8 @@ def main() -> int:
             )
     archs = sorted({arch for of_kernel in by_kernel.values() for arch in of_kernel})
     problems += [f"{name}: not in the log; was the build complete?" for name in budgets if name not in by_kernel]
-    print(f"{'kernel':<36}{'instances':>10}{'budget':>8}" + "".join(f"{arch:>9}" for arch in archs) + "   registers, most")
+    print("Most registers of any instance:")
+    print(f"{'kernel':<36}{'instances':>10}{'budget':>8}" + "".join(f"{arch:>9}" for arch in archs))
     for name in sorted(by_kernel):
         most = [max((i.registers for i in by_kernel[name][arch]), default=0) for arch in archs]
         count = max(len(of_arch) for of_arch in by_kernel[name].values())

@@ -57,13 +57,35 @@ ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& lim
   hidden_.resize(narrow<std::size_t>(checked_mul(limits.max_tokens, model_->spec.hidden_size, "hidden states")));
 }
 
-// Steps in which every sequence has one token and one row are padded to few shapes, so that a backend that records
-// steps can repeat them.
-float* ModelExecutor::forward(const Step& step) {
+void ModelExecutor::execute(Step& step) {
+  FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
+  Backend& backend = *model_->backend;
+  if (!step.copy_from.empty()) {
+    for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
+  }
+  const double forward_begin_s = monotonic_s();
+  float* logits = run_model(step);
+  if (step.num_rows() == 0) return;
+  FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
+  step.sample_begin_s = monotonic_s();
+  step.before_sample(step.sample_begin_s - forward_begin_s);
+  const int64_t vocab = model_->spec.vocab_size;
+  backend.sample({.logits = logits,
+                  .num_rows = step.num_rows(),
+                  .vocab_size = vocab,
+                  .stride = vocab,
+                  .rows = step.rows.data(),
+                  .results = step.results.data()});
+}
+
+// Logits of the step's rows. Steps in which every sequence has one token and one row are padded to few shapes, so that a
+// backend that records steps can repeat them.
+float* ModelExecutor::run_model(const Step& step) {
   Backend& backend = *model_->backend;
   const StepView& view = step.view;
   const DeviceStep::Arrays host{view, step.logit_rows, step.pooled_rows};
-  const bool is_decode = view.num_tokens == view.num_seqs && step.num_rows() == view.num_seqs;
+  const bool is_decode =
+      view.num_tokens == view.num_seqs && step.num_rows() == view.num_seqs && step.pooled_rows.empty();
   if (!backend.has_graphs() || !is_decode) {
     const DeviceStep::Arrays arrays = device_step_.upload(host);
     float* logits = decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows);
@@ -78,27 +100,6 @@ float* ModelExecutor::forward(const Step& step) {
   const uint64_t key = static_cast<uint64_t>(num_seqs) << 32 | static_cast<uint64_t>(max_pages);
   backend.run(key, [&] { decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows); });
   return decoder_.logits();
-}
-
-void ModelExecutor::execute(Step& step) {
-  FASTLLM_FAULT_POINT(kKernel, kDevice, "model step");
-  Backend& backend = *model_->backend;
-  if (!step.copy_from.empty()) {
-    for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
-  }
-  const double forward_begin_s = monotonic_s();
-  float* logits = forward(step);
-  if (step.num_rows() == 0) return;
-  FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
-  step.sample_begin_s = monotonic_s();
-  step.before_sample(step.sample_begin_s - forward_begin_s);
-  const int64_t vocab = model_->spec.vocab_size;
-  backend.sample({.logits = logits,
-                  .num_rows = step.num_rows(),
-                  .vocab_size = vocab,
-                  .stride = vocab,
-                  .rows = step.rows.data(),
-                  .results = step.results.data()});
 }
 
 void ModelExecutor::pool(const Step& step, std::span<const int32_t> token_rows) {

@@ -54,7 +54,7 @@ class ModelExecutor final : public Executor {
   void execute(Step& step) override;
 
  private:
-  float* forward(const Step& step);
+  float* run_model(const Step& step);
   void pool(const Step& step, std::span<const int32_t> token_rows);
 
   ModelClaim model_;

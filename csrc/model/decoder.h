@@ -64,11 +64,11 @@ class Decoder {
   // Runs the step, writes K/V into `kv` (one per layer), returns logits [R, V] of the token rows `logit_rows` (int32 in
   // memory of the backend, as the logits), valid until the next call. R = 0 returns nullptr.
   float* forward(const StepView& step, std::span<const KvLayer> kv, std::span<const int32_t> logit_rows);
+  // What forward() returns for R > 0.
+  [[nodiscard]] float* logits() const { return activations_.logits; }
   // Final hidden states [rows, E] of token rows of the last forward(): what the output head reads, normed. Valid until
   // the next call of either.
   Mat hidden_states(std::span<const int32_t> token_rows);
-  // What forward() returns for R > 0.
-  [[nodiscard]] float* logits() const { return activations_.logits; }
 
  private:
   void add_and_norm(const NormSpec* norm, const float* weight, bool has_delta, const Activations& a) const;

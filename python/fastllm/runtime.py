@@ -125,7 +125,7 @@ class Runtime:
             if not options.skip_tokenizer_init:
                 from fastllm.text.chat_template import load_chat_template  # here: it brings Jinja
 
-                self.tokenizer = _load_tokenizer(texts, options.tokenizer)
+                self.tokenizer = load_tokenizer(texts, options.tokenizer)
                 self.chat_template = load_chat_template(texts)
             self.eos_token_ids = _eos_ids(texts, config, self.tokenizer)
 
@@ -512,7 +512,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
+def load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
     """That of the model folder, if it has one, or of the folder that the user names."""
     check_text_files(folder)
     if given is not None:

@@ -26,7 +26,8 @@ struct Sequence {
   int64_t num_new;
 };
 
-// Decode with one and with three units, append, and prefill over two row blocks; the context is written by rope_and_store.
+// Decode with one and with three units, append, and prefill over two row blocks; the context is written by
+// rope_and_store.
 std::vector<float> attend(const fl::DeviceOptions& device, const KvSpec& spec, int64_t num_heads) {
   const std::vector<Sequence> sequences{{40, 1}, {530, 1}, {270, 3}, {150, 90}};
   const auto backend = make_emulated_cuda_backend(device);
@@ -84,8 +85,7 @@ std::vector<float> attend(const fl::DeviceOptions& device, const KvSpec& spec, i
                            kv});
 
   const DeviceMemory q = on_device(*backend, numbers(num_tokens * q_cols));
-  const DeviceMemory out =
-      backend->allocate(num_tokens * q_cols * size_of(DType::kF32), "out", Contents::kUndefined);
+  const DeviceMemory out = backend->allocate(num_tokens * q_cols * size_of(DType::kF32), "out", Contents::kUndefined);
   const DeviceMemory device_start = on_device(*backend, query_start);
   const DeviceMemory device_len = on_device(*backend, context_len);
   const DeviceMemory device_table = on_device(*backend, block_table);

@@ -1,5 +1,5 @@
-"""What the attention kernels of csrc/cuda promise beyond the contract, in the emulator: a row has the same bits whichever
-of them computed it, and whatever the layout of pages; all head sizes that have an instance; numbers at the edge."""
+"""What the attention kernels of csrc/cuda promise beyond the contract, in the emulator: a row has the same bits
+whichever of them computed it and wherever its pages lie; all head sizes that have an instance; numbers at the edge."""
 
 import numpy as np
 import oracle

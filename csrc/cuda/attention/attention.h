@@ -1,4 +1,5 @@
-// What the host entries of this folder share: the shape of a step as far as the host knows it, and the choice of an instance.
+// What the host entries of this folder share: the shape of a step as far as the host knows it, and the choice of an
+// instance.
 #pragma once
 
 #include "cuda/attention/rows.h"

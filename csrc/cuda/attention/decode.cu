@@ -1,12 +1,12 @@
 // Attention of sequences with few new tokens over their pages: out[t, h] = softmax(softcap(scale q . k)) v.
 //       q, out [T, H * D]; pages of K and V; block table [S, max_pages]
 //
-// Split along the context: one warp per (block of 8 NT rows, kv head, unit of 256 positions); an item runs to its end on its own
-// and writes either the output (the sequence has one unit) or a cell of partial results that merge.cu folds. Warps do not
-// wait for each other: each fills a ring of slots of its own with cp_async and consumes them in order,
+// Split along the context: one warp per (block of 8 NT rows, kv head, unit of 256 positions); an item runs to its end
+// on its own and writes either the output (the sequence has one unit) or a cell of partial results that merge.cu folds.
+// Warps do not wait for each other: each fills a ring of slots of its own with cp_async and consumes them in order,
 //       tile 0: K K K K V V V V   tile 1: K K K K V V V V ...      (a slot: 16 tokens of K or of V; a tile: 4 slots)
-// with Ring - 1 slots on their way. Items go to blocks before they go to warps, so that few items spread over all SMs. The grid is
-// fixed; items are counted on the device (plan.h).
+// with Ring - 1 slots on their way. Items go to blocks before they go to warps, so that few items spread over all SMs.
+// The grid is fixed; items are counted on the device (plan.h).
 //
 // Bytes moved: 2 D G sizeof(element) per position seen, for each block of rows (the others find it in L2), + cells.
 // Order of the sums: unit.h. Defined by reference/attention.cpp; tested in tests/ops/test_attention.py.
@@ -32,7 +32,13 @@ class SlotStream {
   // Slots [first, end) of the sequence's context of `seen` positions; unit_slot is the first of the unit.
   __device__ SlotStream(const AttentionParams& p, int32_t s, int32_t kv_head, int32_t unit_slot, int32_t first,
                         int32_t end, int32_t seen, std::byte* ring)
-      : p_(p), kv_head_(kv_head), unit_slot_(unit_slot), first_(first), end_(end), seen_(seen), ring_(ring),
+      : p_(p),
+        kv_head_(kv_head),
+        unit_slot_(unit_slot),
+        first_(first),
+        end_(end),
+        seen_(seen),
+        ring_(ring),
         next_(first) {
     // Lane i has the page of slot i of the unit.
     const int32_t mine = unit_slot + static_cast<int32_t>(fl::lane_id());
@@ -63,9 +69,9 @@ class SlotStream {
     if (has_next) {
       const int32_t token = next_ * kSlotTokens;
       const int32_t left = seen_ - token;
-      Slot<Format, D>::fill(fl::smem_addr(ring_ + write_ * kBytes), p_.pages, page, p_.page_size,
-                            token % p_.page_size, kv_head_, is_v_, left < kSlotTokens ? left : kSlotTokens,
-                            static_cast<int>(fl::lane_id()), 32);
+      Slot<Format, D>::fill(fl::smem_addr(ring_ + write_ * kBytes), p_.pages, page, p_.page_size, token % p_.page_size,
+                            kv_head_, is_v_, left < kSlotTokens ? left : kSlotTokens, static_cast<int>(fl::lane_id()),
+                            32);
       write_ = write_ + 1 == kRing ? 0 : write_ + 1;
       const int32_t tile = next_ / kTileSlots * kTileSlots;
       if (++next_ == end_ || next_ == tile + kTileSlots) {
@@ -170,8 +176,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) attention_decode_kernel(Att
       rows.store_out(o, m, l);
       continue;
     }
-    const int64_t cells =
-        plan.cell_start[s] + static_cast<int64_t>(unit_idx - units.first) * seq.q_len * p.num_heads;
+    const int64_t cells = plan.cell_start[s] + static_cast<int64_t>(unit_idx - units.first) * seq.q_len * p.num_heads;
     rows.for_each([&](int32_t row, int nt, int c) {
       const int64_t cell = cells + rows.token(row) * p.num_heads + rows.head(row);
       rows.store(p.partials + cell * D, unit.o, nt, c, 1.0f);

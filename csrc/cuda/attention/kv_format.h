@@ -6,9 +6,9 @@
 // and packs floats into the type that it multiplies in. Lane l has g = l / 4, t = l % 4 (fl/ptx/matrix.h).
 //
 // 16-bit types are what ldmatrix is made for. int8 goes through it as pairs of bytes, so a lane gets four neighbouring
-// dims of K (or two dims of two tokens of V) in a register: they take the places of the four k (or of rows g and g + 8) of the
-// fragment, and Q is loaded (O is stored) in the same order. No shuffles. Bytes become halves by putting 0x64 above
-// them: 1024 + (x + 128), less 1152. Exact, one packed subtraction for two numbers.
+// dims of K (or two dims of two tokens of V) in a register: they take the places of the four k (or of rows g and g + 8)
+// of the fragment, and Q is loaded (O is stored) in the same order. No shuffles. Bytes become halves by putting 0x64
+// above them: 1024 + (x + 128), less 1152. Exact, one packed subtraction for two numbers.
 #pragma once
 
 #include "cuda/fl/gpu.h"
@@ -44,8 +44,7 @@ struct KvHalf {  // T: fl::bf16 or fl::f16
     const int row = lane % 8 + lane / 16 * 8;  // matrices 0, 1: tokens 0-7, dims 0-7 and 8-15; 2, 3: tokens 8-15
 #pragma unroll
     for (int s = 0; s < Steps; ++s) {
-      fl::ldmatrix_trans<4>(a[s],
-                            slot + static_cast<uint32_t>(row * pitch + 2 * (dim + 16 * s) + lane / 8 % 2 * 16));
+      fl::ldmatrix_trans<4>(a[s], slot + static_cast<uint32_t>(row * pitch + 2 * (dim + 16 * s) + lane / 8 % 2 * 16));
     }
   }
   __device__ static uint32_t pack(float low, float high) {

@@ -1,4 +1,5 @@
-// Folds the partial results of decode.cu, units ascending: out = sum over units of o 2^(m - M), over that of l (+ sink).
+// Folds the partial results of decode.cu, units ascending: out = sum over units of o 2^(m - M), over that of l (+
+// sink).
 //       cells [unit][token][head]: o [D], m, l
 //
 // One warp per (token, head); lane i has dims i, i + 32, ... Bytes moved: cells * (D + 2) * 4, mostly from L2.

@@ -1,8 +1,8 @@
 // The host entry: which kernels a call takes, and the bounds of their grids.
 //
-// Caches of 8 and 16 bits with a head size that has an instance go to decode, merge and prefill, which share a step's sequences out among
-// themselves on the device (plan.h); everything else goes to the plain kernel. That is a matter of the model alone, so
-// a row's bits do not depend on the step.
+// Caches of 8 and 16 bits with a head size that has an instance go to decode, merge and prefill, which share a step's
+// sequences out among themselves on the device (plan.h); everything else goes to the plain kernel. That is a matter of
+// the model alone, so a row's bits do not depend on the step.
 #include <algorithm>
 
 #include "cuda/attention/attention.h"
@@ -14,8 +14,8 @@
 namespace fastllm::cuda {
 namespace {
 
-// Partial results for 32 units (8192 positions) of every sequence. What does not fit is done by prefill: as right, not as
-// parallel.
+// Partial results for 32 units (8192 positions) of every sequence. What does not fit is done by prefill: as right, not
+// as parallel.
 constexpr int64_t kUnitsPerSequence = 32;
 
 PagesView pages_view(const KvLayer& kv) {
@@ -56,8 +56,8 @@ AttentionShape shape_of(const PagedAttentionArgs& args) {
   shape.dtype = args.kv.spec.dtype;
   shape.head_dim = args.kv.spec.head_dim;
   shape.max_rows = step.num_tokens * group;
-  shape.max_units =
-      step.num_seqs * args.kv.spec.num_kv_heads * std::max<int64_t>(ceil_div(step.max_pages * kPageSize, kUnitTokens), 1);
+  shape.max_units = step.num_seqs * args.kv.spec.num_kv_heads *
+                    std::max<int64_t>(ceil_div(step.max_pages * kPageSize, kUnitTokens), 1);
   shape.max_decode_rows = std::max<int64_t>(group, kMaxDecodeRows);
   shape.max_decode_tokens = std::min(step.num_tokens, kMaxDecodeTokens * step.num_seqs);
   shape.typical_rows = tokens <= kMaxDecodeTokens ? tokens * group : group;

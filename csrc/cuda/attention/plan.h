@@ -1,8 +1,10 @@
-// Who does what in a step. Each block works this out for itself from the lengths on the device: S numbers and a scan cost it
-// less than another launch and a list in memory would, and nothing has to be sized by the host or reset.
+// Who does what in a step. Each block works this out for itself from the lengths on the device: S numbers and a scan
+// cost it less than another launch and a list in memory would, and nothing has to be sized by the host or reset.
 //
-//   decode   sequences with few new tokens: an item is (block of 8 NT rows, kv head, unit) and belongs to one warp. With more than
-//            one unit the results go to cells of scratch memory (one per unit and query head), as long as there are any;
+//   decode   sequences with few new tokens: an item is (block of 8 NT rows, kv head, unit) and belongs to one warp.
+//   With more than
+//            one unit the results go to cells of scratch memory (one per unit and query head), as long as there are
+//            any;
 //   merge    an item is (token, head) of such a sequence: folds its cells;
 //   prefill  all other sequences: an item is (rows of a block, kv head), all units.
 // Rows get the same bits on either way (unit.h), so the choice is free.

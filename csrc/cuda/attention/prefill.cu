@@ -1,11 +1,12 @@
-// Attention of sequences with many new tokens over their pages (whole prompts, chunks of them): the same formula, arguments and
-// arithmetic as decode.cu, another division of the work.
+// Attention of sequences with many new tokens over their pages (whole prompts, chunks of them): the same formula,
+// arguments and arithmetic as decode.cu, another division of the work.
 //
-// One block per (128 packed rows, kv head): eight warps with 8 NT rows each, every warp walks over all tiles that its rows see.
-// The block shares a ring of stages (two slots: 32 tokens of K or of V) filled by cp_async,
+// One block per (128 packed rows, kv head): eight warps with 8 NT rows each, every warp walks over all tiles that its
+// rows see. The block shares a ring of stages (two slots: 32 tokens of K or of V) filled by cp_async,
 //       tile 0: K K V V   tile 1: K K V V ...
-// with one barrier per stage. At the end of a unit its result folds into the running one, which costs D / 2 registers a thread more
-// than FlashAttention-2 has, and buys that a row gets the bits that decode would give it. Last rows first: they see most.
+// with one barrier per stage. At the end of a unit its result folds into the running one, which costs D / 2 registers a
+// thread more than FlashAttention-2 has, and buys that a row gets the bits that decode would give it. Last rows first:
+// they see most.
 //
 // FLOPs: 4 D H per visible pair. Operands come from shared memory once per 8 NT rows, which is what bounds it.
 // Order of the sums: unit.h. Defined by reference/attention.cpp; tested in tests/ops/test_attention.py.
@@ -21,7 +22,8 @@ constexpr int kStageSlots = 2;
 constexpr int kTileStages = kTileSlots / kStageSlots;
 constexpr int kRing = 4;  // stages; 70 KB with D = 256 in 16 bits, so the 99 KB of an sm_89 hold it
 
-// NT: o and its running sum take D / 4 * NT registers each. int8 takes some more, and has half the bytes to share among rows.
+// NT: o and its running sum take D / 4 * NT registers each. int8 takes some more, and has half the bytes to share among
+// rows.
 template <class Format, int D>
 constexpr int kColumnBlocks = D <= (Format::kHasScales ? 80 : 128) ? 2 : 1;
 template <class Format, int D>
@@ -37,7 +39,11 @@ class StageStream {
   // Positions [lowest, highest]; what lies outside comes as zeros and is not read.
   __device__ StageStream(const AttentionParams& p, int32_t s, int32_t kv_head, int32_t lowest, int32_t highest,
                          std::byte* ring)
-      : p_(p), pages_(p.block_table + s * p.max_pages), kv_head_(kv_head), lowest_(lowest), highest_(highest),
+      : p_(p),
+        pages_(p.block_table + s * p.max_pages),
+        kv_head_(kv_head),
+        lowest_(lowest),
+        highest_(highest),
         ring_(ring) {
     fl::sync_threads();  // the ring is free
     for (int i = 0; i < kRing - 1; ++i) fetch();
@@ -87,9 +93,10 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionPa
   const Plan plan(reinterpret_cast<int32_t*>(shared + kRingBytes<Format, D>), p.num_seqs);
   make_plan<Work::kPrefill>(p, plan, kBlockRows<Format, D>);
 
-  const int32_t num_items = plan.num_items(p.num_seqs);
+  // The count stays in shared memory: registers are short.
 #pragma unroll 1
-  for (auto n = static_cast<int32_t>(blockIdx.x); n < num_items; n += static_cast<int32_t>(gridDim.x)) {
+  for (auto n = static_cast<int32_t>(blockIdx.x); n < plan.num_items(p.num_seqs);
+       n += static_cast<int32_t>(gridDim.x)) {
     int32_t item = n;
     const int32_t s = plan.find(p.num_seqs, item);
     const Sequence seq(p, s);
@@ -97,7 +104,8 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionPa
     const int32_t num_row_blocks = (num_rows + kBlockRows<Format, D> - 1) / kBlockRows<Format, D>;
     const int32_t kv_head = item % p.num_kv_heads;
     const int32_t block_first = (num_row_blocks - 1 - item / p.num_kv_heads) * kBlockRows<Format, D>;
-    const int32_t block_last = block_first + kBlockRows<Format, D> < num_rows ? block_first + kBlockRows<Format, D> - 1 : num_rows - 1;
+    const int32_t block_last =
+        block_first + kBlockRows<Format, D> < num_rows ? block_first + kBlockRows<Format, D> - 1 : num_rows - 1;
     const int32_t lowest = first_seen(p, seq.position(block_first / p.group()));
     const int32_t highest = seq.position(block_last / p.group());
     const Rows<Format, D, NT> rows(p, seq, kv_head, block_first + static_cast<int32_t>(fl::warp_id()) * 8 * NT);
@@ -108,7 +116,6 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionPa
 
     Unit<Format, D, NT> unit;
     unit.reset();
-    bool has_unit = false;
     float o[D / 16][NT][4];
     float m[NT][2];
     float l[NT][2];
@@ -146,13 +153,13 @@ __global__ void __launch_bounds__(kThreads) attention_prefill_kernel(AttentionPa
           unit.add_slot(scores[idx], fl::smem_addr(slot), slot, hides, rows, j0 + kSlotTokens * idx);
         }
       }
-      has_unit = has_unit || is_seen;
       const bool ends_unit = (j0 + kTileTokens) % kUnitTokens == 0 || j0 + kTileTokens > highest;
-      if (ends_unit && has_unit) {
+      // Some tile of the unit was seen.
+      if (ends_unit && !rows.is_empty() && rows.highest() >= j0 / kUnitTokens * kUnitTokens &&
+          rows.lowest() < j0 + kTileTokens) {
         unit.finish();
         unit.fold_into(o, m, l);
         unit.reset();
-        has_unit = false;
       }
     }
     if (!rows.is_empty()) rows.store_out(o, m, l);

@@ -1,7 +1,7 @@
 // Arguments of the attention kernels, and how query rows become columns of a warp.
 //
-// The rows of one sequence and kv head are its q_len tokens times the g = H / G heads that share it: row r is token r / g, head
-// r % g of the group. Packed like this, one new token with g heads and a chunk of a hundred are the same thing.
+// The rows of one sequence and kv head are its q_len tokens times the g = H / G heads that share it: row r is token r /
+// g, head r % g of the group. Packed like this, one new token with g heads and a chunk of a hundred are the same thing.
 #pragma once
 
 #include "cuda/attention/unit.h"
@@ -21,10 +21,10 @@ struct AttentionParams {
   int32_t num_seqs;
   int32_t num_heads;
   int32_t num_kv_heads;
-  int32_t window;   // 0: none
-  float q_factor;   // what q is multiplied by before it is rounded
-  float softcap;    // in log2, 0: none
-  float* partials;  // [cell][D] unnormalised o of a unit and row, by decode for merge
+  int32_t window;     // 0: none
+  float q_factor;     // what q is multiplied by before it is rounded
+  float softcap;      // in log2, 0: none
+  float* partials;    // [cell][D] unnormalised o of a unit and row, by decode for merge
   float* partial_ml;  // [cell][2] its m and l
   int64_t num_cells;
 
@@ -104,7 +104,8 @@ struct Rows {
     return visible;
   }
 
-  // Calls f(row, nt, c) for the rows whose values this lane holds; the eight lanes that share a t come with different dims.
+  // Calls f(row, nt, c) for the rows whose values this lane holds; the eight lanes that share a t come with different
+  // dims.
   template <class F>
   __device__ void for_each(F f) const {
     const int t = static_cast<int>(fl::lane_id()) % 4;

@@ -8,19 +8,20 @@
 //   between units, ascending:      M' = max(M, m),        (L, O) = (L, O) 2^(M - M') + (l, o) 2^(m - M')
 //   at the end:                    out = O / (L + 2^(sink - M))
 //
-// What a row does not see has weight 0 and changes no bit of m, l or O; so kernels may walk over more tiles than a row sees. A
-// row's bits depend on its own positions alone: whether it came as one of a hundred new tokens or as the only one,
-// whether one warp did all units or many did one each. That holds because there is no other way through this file: decode,
-// prefill and merge call the same functions, with the same shape of MMA. (Compile with -fmad=false: an FMA that the compiler
-// finds in one kernel and not in the other would break it.)
+// What a row does not see has weight 0 and changes no bit of m, l or O; so kernels may walk over more tiles than a row
+// sees. A row's bits depend on its own positions alone: whether it came as one of a hundred new tokens or as the only
+// one, whether one warp did all units or many did one each. That holds because there is no other way through this file:
+// decode, prefill and merge call the same functions, with the same shape of MMA. (Compile with -fmad=false: an FMA that
+// the compiler finds in one kernel and not in the other would break it.)
 //
 // KV tokens lie on M of the MMAs, query rows ("columns") on N: S^T = K Q^T, O^T = V^T P^T. Eight columns are enough, so
 // a single query head wastes little; P^T gets from the layout of the accumulator to that of an operand by movmatrix.
-// One warp has 8 NT columns; lane l with g = l / 4, t = l % 4 holds columns 8 nt + 2t and 8 nt + 2t + 1, and of these the
-// tokens g and g + 8 of each slot, the dims that Format::out_dim names.
+// One warp has 8 NT columns; lane l with g = l / 4, t = l % 4 holds columns 8 nt + 2t and 8 nt + 2t + 1, and of these
+// the tokens g and g + 8 of each slot, the dims that Format::out_dim names.
 //
-// int8: K has scales for groups of dims, each group's dot product is multiplied by its own. The scale of V goes into the
-// weight, y_j = p_j s_j, which is rounded to half: O carries a power of two per column, raised when a y asks for it.
+// int8: K has scales for groups of dims, each group's dot product is multiplied by its own. The scale of V goes into
+// the weight, y_j = p_j s_j, which is rounded to half: O carries a power of two per column, raised when a y asks for
+// it.
 //
 // FlashAttention-2 (arXiv 2307.08691) has the running maximum; the orientation is that of TurboMind (arXiv 2508.15601).
 #pragma once
@@ -33,8 +34,8 @@ namespace fastllm::cuda {
 
 constexpr int kTileTokens = 64;
 constexpr int kTileSlots = kTileTokens / kSlotTokens;
-// Long enough that a unit's partial result (D + 2 floats a row) is 3 % of the bytes of K and V at four heads per kv head in
-// bf16; short enough that a sequence of 8192 alone gives 32 units per kv head to the 132 SMs of an H100.
+// Long enough that a unit's partial result (D + 2 floats a row) is 3 % of the bytes of K and V at four heads per kv
+// head in bf16; short enough that a sequence of 8192 alone gives 32 units per kv head to the 132 SMs of an H100.
 constexpr int kUnitTokens = 256;
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -150,7 +151,7 @@ template <class Format, int D, int NT>
 struct Unit {
   float o[D / 16][NT][4];  // [block of dims][block of columns][dim row g: two columns, dim row g + 8: two columns]
   float m[NT][2];
-  float l[NT][2];  // of this lane's tokens alone until finish()
+  float l[NT][2];                             // of this lane's tokens alone until finish()
   int32_t e[Format::kHasScales ? NT : 1][2];  // o is in units of 2^e
 
   // Halves of y below 2^-14 lose bits: so y goes up to 2^15, and its sums stay far from the end of float.
