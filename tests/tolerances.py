@@ -13,7 +13,8 @@ FLOAT32_EPSILON = 2.0**-24
 REFERENCE = 4 * FLOAT32_EPSILON
 # Vectorised kernels sum in float32 and use polynomials for exp and tanh.
 CPU = 128 * FLOAT32_EPSILON
-# The bf16 level and tensor cores multiply activations rounded to bfloat16: 2^-9 relative for each product, of either sign.
+# The bf16 level and tensor cores multiply activations rounded to bfloat16: 2^-9 relative for each product, of either
+# sign.
 BF16_ACTIVATIONS = 2.0**-8
 # Beside float16 weights, tensor cores take activations in float16: 2^-12.
 F16_ACTIVATIONS = 2.0**-11

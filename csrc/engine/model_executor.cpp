@@ -78,8 +78,8 @@ void ModelExecutor::execute(Step& step) {
                   .results = step.results.data()});
 }
 
-// Logits of the step's rows. Steps in which every sequence has one token and one row are padded to few shapes, so that a
-// backend that records steps can repeat them.
+// Logits of the step's rows. Steps in which every sequence has one token and one row are padded to few shapes, so that
+// a backend that records steps can repeat them.
 float* ModelExecutor::run_model(const Step& step) {
   Backend& backend = *model_->backend;
   const StepView& view = step.view;
