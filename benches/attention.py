@@ -37,7 +37,13 @@ class Paged:
     """Sequences of one length; their pages are shuffled, as after a while of serving."""
 
     def __init__(
-        self, device: ops.Device, num_seqs: int, length: int, heads: tuple[int, int, int], dtype: str, shared: bool = False,
+        self,
+        device: ops.Device,
+        num_seqs: int,
+        length: int,
+        heads: tuple[int, int, int],
+        dtype: str,
+        shared: bool = False,
     ) -> None:
         self.num_heads, num_kv_heads, self.head_dim = heads
         pages_each = -(-length // device.page_size)

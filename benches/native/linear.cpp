@@ -76,7 +76,7 @@ void run_linear(benchmark::State& state, const Format& format, const Shape& shap
          format.format == WeightFormat::kBF16);
 }
 
-// 32 experts of 512, 4 for each token; tokens choose evenly.
+// 32 experts of 512, 4 for each token; tokens choose evenly, and each call begins with others.
 void run_moe(benchmark::State& state, const Format& format, int64_t num_tokens) {
   constexpr int64_t kHidden = 1024, kFfn = 512, kExperts = 32, kTopK = 4;
   Case& it = cached("moe" + format.name, [&] {
@@ -99,12 +99,15 @@ void run_moe(benchmark::State& state, const Format& format, int64_t num_tokens) 
   it.backend->reserve(need);
   std::vector<float> x = random_floats(num_tokens * kHidden);
   std::vector<float> y(x.size());
-  std::vector<int32_t> experts;
-  for (int64_t i = 0; i < num_tokens * kTopK; ++i) experts.push_back(static_cast<int32_t>(i * 5 % kExperts));
+  std::vector<int32_t> experts(static_cast<std::size_t>(num_tokens * kTopK));
   const std::vector<float> weights(experts.size(), 0.25f);
   int64_t next = 0;
   const double seconds = fastest(state, [&] {
-    const int64_t i = next++ % gate_up.size();
+    const int64_t i = next % gate_up.size();
+    for (std::size_t e = 0; e < experts.size(); ++e) {
+      experts[e] = static_cast<int32_t>((static_cast<int64_t>(e) * 5 + next * kTopK) % kExperts);
+    }
+    ++next;
     MoeFfnArgs args;
     args.x = {x.data(), DType::kF32, num_tokens, kHidden, kHidden};
     args.top_k = kTopK;

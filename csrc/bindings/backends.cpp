@@ -12,13 +12,18 @@
 
 namespace fastllm {
 
+std::string_view resolve_device(std::string_view device) {
+  if (device != "auto") return device;
+  return why_no_cuda().empty() ? "cuda" : "cpu";
+}
+
 std::unique_ptr<Backend> make_backend(std::string_view device, int num_threads) {
   if (num_threads < 0 || num_threads > 1024) {
     fail(ErrorKind::kInvalidRequest, "num_threads = ", num_threads, " is outside [1, 1024]");
   }
   const int threads = num_threads == 0 ? default_num_threads() : num_threads;
   if (device == "reference") return make_reference_backend();
-  if (device == "auto") return make_backend(why_no_cuda().empty() ? "cuda" : "cpu", num_threads);
+  if (device == "auto") return make_backend(resolve_device(device), num_threads);
   if (device == "cpu") return make_cpu_backend(threads, choose_isa(std::getenv("FASTLLM_CPU_ISA")));
   if (device.starts_with("cpu:")) return make_cpu_backend(threads, choose_isa(std::string(device.substr(4)).c_str()));
   if (device == "cuda") return make_cuda_backend(0);

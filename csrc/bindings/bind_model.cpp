@@ -221,6 +221,9 @@ void bind_model(nb::module_& m) {
       .def("clear", &Scorer::clear, "Begins the next sequence.")
       .def_prop_ro("num_tokens", &Scorer::num_tokens)
       .def_prop_ro("vocab_size", &Scorer::vocab_size);
+  m.def(
+      "resolve_device", [](const std::string& device) { return std::string(resolve_device(device)); }, "device"_a,
+      "The device that \"auto\" stands for on this machine; any other string as it is.");
   m.def("measure_limits", &measure_limits, "num_threads"_a,
         "Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.");
   m.def("default_num_threads", &default_num_threads,

@@ -108,8 +108,8 @@ struct Runs {
     for (int64_t c = 0; c < item.num_columns; ++c) {
       const int64_t seq = num_seqs == 1 ? seqs[0] : seqs[first + c];
       const int64_t i = num_seqs == 1 ? first + c : 0;
-      item.columns[static_cast<std::size_t>(c)] = {step.query_start[seq] + i,
-                                                   step.context_len[seq] - num_new(seq) + i, pages(seq)};
+      item.columns[static_cast<std::size_t>(c)] = {step.query_start[seq] + i, step.context_len[seq] - num_new(seq) + i,
+                                                   pages(seq)};
     }
     return item;
   }

@@ -51,7 +51,9 @@ struct DotTile : TileBase {
   int64_t num_pairs = (job.head_dim + 1) / 2;
 
   // A row of packed q: its pairs, then (int8) the scales of its groups.
-  [[nodiscard]] FASTLLM_INLINE std::byte* packed_q(int64_t row) const { return job.packed_q + row * kPackedQBytes * padded_dim; }
+  [[nodiscard]] FASTLLM_INLINE std::byte* packed_q(int64_t row) const {
+    return job.packed_q + row * kPackedQBytes * padded_dim;
+  }
   [[nodiscard]] FASTLLM_INLINE float q_scale(int64_t row, int64_t group) const {
     float s;
     __builtin_memcpy(&s, packed_q(row) + 4 * (num_pairs + group), sizeof(s));

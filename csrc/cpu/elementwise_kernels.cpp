@@ -185,7 +185,8 @@ void softcap(float* x, float cap, int64_t size) {
 
 extern const ElementwiseKernels kElementwiseKernels;
 constinit const ElementwiseKernels kElementwiseKernels = {
-    rms_norm, rotate, {store_kv<F32>, store_kv<BF16>, store_kv<F16>, store_kv_int8}, gated, add_rows, add_gated, softcap,
+    rms_norm,  rotate,  {store_kv<F32>, store_kv<BF16>, store_kv<F16>, store_kv_int8}, gated, add_rows,
+    add_gated, softcap,
 };
 
 }  // namespace fastllm::cpu::FASTLLM_ISA

@@ -10,10 +10,9 @@ FASTLLM_DECLARE_KERNELS(vnni)
 FASTLLM_DECLARE_KERNELS(bf16)
 #endif
 
-#define FASTLLM_KERNEL_TABLE(isa)                                                  \
-  {isa::kLinearKernels,     isa::kLinearIntKernels,    isa::kLinearDequantKernels, \
-   &isa::kAttentionKernels, &isa::kElementwiseKernels, &isa::kSamplingKernels,     \
-   &isa::kProbeKernels}
+#define FASTLLM_KERNEL_TABLE(isa)                                                                          \
+  {isa::kLinearKernels,       isa::kLinearIntKernels, isa::kLinearDequantKernels, &isa::kAttentionKernels, \
+   &isa::kElementwiseKernels, &isa::kSamplingKernels, &isa::kProbeKernels}
 
 namespace fastllm::cpu {
 namespace {

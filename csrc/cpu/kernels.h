@@ -33,8 +33,8 @@ constexpr int64_t kTileTokens = 256;  // attention tile, at absolute positions
 constexpr int64_t kTilePages = kTileTokens / kPageTokens;
 constexpr int64_t kAttentionRows = 32;  // (query token, head) rows of one attention item
 
-constexpr int64_t kPackedQBytes = 4;    // per number of q: what pack_q() leaves never needs more
-constexpr int64_t kScaleDims = 32;      // dimensions of K that share a scale in an int8 page
+constexpr int64_t kPackedQBytes = 4;         // per number of q: what pack_q() leaves never needs more
+constexpr int64_t kScaleDims = 32;           // dimensions of K that share a scale in an int8 page
 constexpr int64_t kScaleBytes = 2 * kLanes;  // bf16 scales of the 16 tokens of a page
 
 constexpr int64_t pair_block_bytes(Elem e) { return 2 * kLanes * size_of_elem(e); }
@@ -118,7 +118,7 @@ struct AttentionTileJob {
   const int32_t* end = nullptr;
   float scale = 1.0f;
   float softcap = 0.0f;
-  float* scores = nullptr;      // [num_rows, kTileTokens] scratch
+  float* scores = nullptr;     // [num_rows, kTileTokens] scratch
   int16_t* weights = nullptr;  // [num_rows, kTileTokens] scratch: the weights of V as 16-bit factors
   AttentionState out;
 };

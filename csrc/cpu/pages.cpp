@@ -57,9 +57,9 @@ void CpuBackend::rope_and_store(const RopeAndStoreArgs& args) {
       const float* v = args.v.row<float>(t) + g * head_dim;
       kernels.rotate(k, cos, sin, args.num_freqs);
       std::byte* head = page + g * layout.head_bytes;
-      kernels.store_kv[static_cast<int>(layout.elem)]({head, head + layout.v, head + layout.k_scales,
-                                                       head + layout.v_scales, args.slots[t] % kPageTokens},
-                                                      k, v, head_dim);
+      kernels.store_kv[static_cast<int>(layout.elem)](
+          {head, head + layout.v, head + layout.k_scales, head + layout.v_scales, args.slots[t] % kPageTokens}, k, v,
+          head_dim);
     }
   };
   // A page's worth of consecutive tokens per task: two threads rarely write the same line of a page.

@@ -43,7 +43,7 @@ double measure_read_bandwidth(ThreadPool& pool) {
 }
 
 double measure_peak_ops(ThreadPool& pool, CpuIsa isa, DType dtype) {
-  constexpr int64_t kRounds = 1 << 18;
+  constexpr int64_t kRounds = 1 << 14;  // a pass is well below a time slice: the best one was not interrupted
   constexpr int64_t kChunksPerThread = 8;
   const cpu::ProbeKernels& probe = *cpu::kernels_for(isa).probe;
   auto loop = probe.fma_loop;
@@ -52,7 +52,7 @@ double measure_peak_ops(ThreadPool& pool, CpuIsa isa, DType dtype) {
   const double per_chunk = loop(kRounds);  // also wakes the wide units
   const int64_t num_chunks = kChunksPerThread * pool.size();
   double best = 0.0;
-  for (int pass = 0; pass < kPasses; ++pass) {
+  for (int pass = 0; pass < 8 * kPasses; ++pass) {
     const double s = seconds([&] { pool.parallel_for(num_chunks, 1, [&](int64_t, int64_t, int) { loop(kRounds); }); });
     best = std::max(best, per_chunk * static_cast<double>(num_chunks) / s);
   }

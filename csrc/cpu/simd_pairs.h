@@ -37,8 +37,7 @@ FASTLLM_INLINE Ints dot(Ints acc, Pairs a, Pairs b) {
 }
 FASTLLM_INLINE Vec to_float(Ints x) { return {_mm512_maskz_cvtepi32_ps(0xffff, x.v)}; }
 FASTLLM_INLINE Vec load_bf16(const std::byte* p) {
-  const __m512i bits =
-      _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i bits = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, bits, 16))};
 }
 FASTLLM_INLINE void store_i16(int16_t* p, Vec x) {

@@ -134,7 +134,6 @@ void CpuBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
   });
 }
 
-
 void CpuBackend::embed(const EmbedArgs& args) {
   const PanelLayout layout(args.table->desc);
   if (is_integer(args.table->desc.format)) {

@@ -41,6 +41,10 @@ void CudaBackend::download(void* to, const void* from, int64_t bytes) {
 }
 
 int64_t CudaBackend::packed_bytes(const WeightDesc& desc) const {
+  if (is_integer(desc.format) && desc.act != ActMode::kBF16) {
+    fail(ErrorKind::kUnsupportedModel, name_, ": activation mode ", name_of(desc.act),
+         " for integer weights is not there yet; use bf16");
+  }
   return checked_mul(TileLayout(desc).expert_bytes, desc.num_experts, "weight");
 }
 

@@ -115,8 +115,8 @@ int32_t rank_of(std::span<const float> raw, int32_t token, const SampleScans* sc
   return rank;
 }
 
-void write_top(std::span<const float> raw, const LogSoftmax& logprob_of, const SampleRow& row,
-               const SampleScans* scans, const SampleScratch& scratch) {
+void write_top(std::span<const float> raw, const LogSoftmax& logprob_of, const SampleRow& row, const SampleScans* scans,
+               const SampleScratch& scratch) {
   const auto wanted = static_cast<std::size_t>(row.num_top);
   if (wanted == 0) return;
   const std::span<Candidate> top = select_top(raw, {}, wanted, scans, scratch);

@@ -15,8 +15,8 @@ double sum_of_exp(const SampleScans& scans, std::span<const float> logits, float
 // The ids of candidates above -infinity, ascending; empty (all ids) if they are too many to be listed.
 std::span<const int32_t> ids_of(std::span<const Candidate> candidates, const SampleScratch& scratch);
 
-// What is known of a draw without top_k. `token`, if it is certain. Else `ids`, ascending: every id that can be drawn is
-// among them (empty: all ids); with has_cutoff, top_p has been applied.
+// What is known of a draw without top_k. `token`, if it is certain. Else `ids`, ascending: every id that can be drawn
+// is among them (empty: all ids); with has_cutoff, top_p has been applied.
 struct Narrowed {
   int32_t token = -1;
   std::span<const int32_t> ids;

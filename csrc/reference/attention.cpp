@@ -31,8 +31,7 @@ float kv_at(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t to
     const auto code = static_cast<float>(reinterpret_cast<const int8_t*>(data)[at]);
     return code * to_float(*kv_scale(kv, page, is_v, head, token, dim));
   }
-  return with_float_dtype(kv.spec.dtype,
-                          [&]<class T>(T) { return to_float(reinterpret_cast<const T*>(data)[at]); });
+  return with_float_dtype(kv.spec.dtype, [&]<class T>(T) { return to_float(reinterpret_cast<const T*>(data)[at]); });
 }
 
 // One group of numbers that share a scale, as KvSpec defines it.

@@ -21,8 +21,8 @@ void ReferenceBackend::linear(const LinearArgs& args) {
   for (int64_t m = 0; m < args.x.rows; ++m) {
     products(*args.weight, 0, args.x.row<float>(m), row.data());
     for (int64_t n = 0; n < args.weight->desc.n; ++n) {
-      const double bias = args.bias != nullptr ? args.bias[n] : 0.0;
-      args.y.row<float>(m)[n] = static_cast<float>(row[static_cast<std::size_t>(n)] + bias);
+      const double sum = row[static_cast<std::size_t>(n)];
+      args.y.row<float>(m)[n] = static_cast<float>(args.bias != nullptr ? sum + args.bias[n] : sum);
     }
   }
 }

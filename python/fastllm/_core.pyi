@@ -432,9 +432,13 @@ class Model:
     @property
     def page_size(self) -> int: ...
 
+    @property
+    def device_free_bytes(self) -> int:
+        """Free memory of the device; 0 where it is the host's."""
+
     def weight_bytes(self) -> int: ...
 
-    def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int) -> int: ...
+    def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int, max_pages_per_seq: int) -> int: ...
 
     def kv_page_bytes(self, kv_dtype: str) -> int: ...
 
@@ -485,6 +489,11 @@ class Scorer:
 
     @property
     def vocab_size(self) -> int: ...
+
+def resolve_device(device: str) -> str:
+    """
+    The device that "auto" stands for on this machine; any other string as it is.
+    """
 
 def measure_limits(num_threads: int) -> dict:
     """

@@ -39,8 +39,8 @@ class LLM:
             the head have 8 bits in both. Checkpoints that are quantized already need no option: what a packed format
             holds exactly stays packed.
         activation_mode: how activations meet integer weights: ``"a8"`` one byte, ``"a8r"`` a second byte where a group
-            has an outlier, ``"a15"`` two bytes, ``"bf16"``, ``"f32"``; ``"auto"`` is ``"a8r"``. Or modes by pattern
-            over the matrices, ``{"*.down": "a15"}``.
+            has an outlier, ``"a15"`` two bytes, ``"bf16"``, ``"f32"``; ``"auto"`` is ``"a8r"`` (on CUDA ``"bf16"``). Or modes
+            by pattern over the matrices, ``{"*.down": "a15"}``.
         kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights. ``"int8"`` halves the memory of
             ``"bfloat16"``; docs/quality.md has what it costs.
         max_model_len: longest sequence, prompt and output, in tokens; None is the model's own limit.

@@ -112,9 +112,12 @@ class Runtime:
             plan = loader.load(folder, max_model_len=options.max_model_len)
             config, spec, checkpoint_dtype = plan.config, plan.spec, plan.dtype
         self.dtype = checkpoint_dtype if options.dtype == "auto" else options.dtype
+        # Tensor cores take 16-bit activations beside integer weights; processors have dot products of bytes.
+        is_cuda = _core.resolve_device(options.device).startswith("cuda")
         self.weights = HeldWeights(
-            spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode
-        )
+            spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode,
+            auto_mode="bf16" if is_cuda else "a8r",
+        )  # fmt: skip
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
         self._vocab_size: int = spec.vocab_size
@@ -125,7 +128,7 @@ class Runtime:
             if not options.skip_tokenizer_init:
                 from fastllm.text.chat_template import load_chat_template  # here: it brings Jinja
 
-                self.tokenizer = _load_tokenizer(texts, options.tokenizer)
+                self.tokenizer = load_tokenizer(texts, options.tokenizer)
                 self.chat_template = load_chat_template(texts)
             self.eos_token_ids = _eos_ids(texts, config, self.tokenizer)
 
@@ -512,7 +515,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
+def load_tokenizer(folder: Path, given: str | Path | None) -> Tokenizer | None:
     """That of the model folder, if it has one, or of the folder that the user names."""
     check_text_files(folder)
     if given is not None:

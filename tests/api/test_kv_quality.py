@@ -45,6 +45,6 @@ def test_int8_pages_add_little_divergence(dtype):
         losses.append(-np.mean([
             w.logprobs([*ids[i * WINDOW + 1 : (i + 1) * WINDOW], 0])[:-1].mean() for i, w in enumerate(windows)
         ]))  # fmt: skip
-    print(f"\n{dtype}: KL {kl.mean():.2e} (99th percentile {np.quantile(kl, 0.99):.1e}, largest {kl.max():.1e}), "
-          f"same most likely token {100 * top:.2f} %, loss {losses[0]:.5f} -> {losses[1]:.5f}, {len(kl)} positions")  # fmt: skip
+    print(f"\n{dtype}: KL {kl.mean():.2e} (99th percentile {np.quantile(kl, 0.99):.1e}, largest {kl.max():.1e}),")
+    print(f"same most likely token {100 * top:.2f} %, loss {losses[0]:.5f} -> {losses[1]:.5f}, {len(kl)} positions")
     assert kl.mean() < MAX_KL

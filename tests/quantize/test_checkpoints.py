@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoints import CASES, make_model, save
 from quick import QUICK
 
 import fastllm
 from fastllm.checkpoint import loader
-from fastllm.demo import CALIBRATION_TEXT
+from fastllm.demo import CALIBRATION_TEXT, DEMO_MODEL
 from fastllm.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from fastllm.evaluation.scoring import ScoredModel
 from fastllm.quantize import pipeline, report
@@ -160,6 +162,44 @@ def test_experts_that_saw_too_little_are_reported(moe_model: Path, tmp_path: Pat
     assert all(".experts." in name for name in fallbacks) and len(fallbacks) == 2 * 8 * 3
     assert methods["model.layers.0.self_attn.q_proj"] == "gptq"
     assert not any(name.endswith("o_proj") for name in methods)
+
+
+def test_a_tied_head_gets_weights_of_its_own(tmp_path: Path) -> None:
+    """The embedding stays as it is; the head is rounded beside it, and the config says that they are two."""
+    out = _quantize(DEMO_MODEL, tmp_path / "out", method="rtn", bits=8, overrides=["lm_head=8"]).path
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    stored, original = _read(out), _read(DEMO_MODEL)
+    embedding = original["model.embed_tokens.weight"]
+    assert torch.equal(stored["model.embed_tokens.weight"], embedding)
+    head = stored["lm_head.weight"]
+    assert not torch.equal(head, embedding) and (head - embedding).abs().max() < 0.02 * embedding.abs().max()
+    before, after = _logits(DEMO_MODEL), _logits(out)
+    assert float((after - before).square().mean() / before.square().mean()) < 1e-3
+
+
+def test_the_default_text_comes_with_a_warning_for_other_models(
+    dense_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "fastllm"):
+        _quantize(dense_model, tmp_path / "a", num_samples=2)
+        assert "small text of the package" in caplog.text
+        caplog.clear()
+        (tmp_path / "mine.json").write_text(json.dumps(IDS))
+        _quantize(dense_model, tmp_path / "b", num_samples=2, data=tmp_path / "mine.json")
+        assert "small text" not in caplog.text
+
+
+def test_stacked_experts_of_gpt_oss_stay_in_float_and_are_listed(tmp_path: Path) -> None:
+    model = save(make_model(next(case for case in CASES if case.name == "gpt-oss")), tmp_path / "model")
+    result = _quantize(model, tmp_path / "out", method="rtn", group=-1)
+    stacked = [f"model.layers.{i}.mlp.experts.{name}" for i in range(2) for name in ("gate_up_proj", "down_proj")]
+    assert set(stacked) <= set(result.report["left_in_float"])
+    stored, original = _read(result.path), _read(model)
+    for name in stacked:
+        assert torch.equal(stored[name], original[name])
+    assert not torch.equal(
+        stored["model.layers.0.self_attn.o_proj.weight"], original["model.layers.0.self_attn.o_proj.weight"]
+    )
 
 
 # Other readers.

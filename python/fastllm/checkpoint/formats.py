@@ -21,7 +21,6 @@ from fastllm.errors import InvalidRequestError
 from fastllm.models.fills import Fill, MatrixFill
 
 ACTIVATION_MODES = ("auto", "a8", "a8r", "a15", "bf16", "f32")
-_AUTO_MODE = "a8r"
 # The two matrices that are not multiplied once per layer: the head decides the token, the embedding is only looked up.
 _OUTER = ("embed", "lm_head")
 _DEFAULT_GROUP = 128
@@ -79,12 +78,13 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True)
 class ActivationModes:
-    """``activation_mode`` as data: patterns over slots, the first that fits decides."""
+    """``activation_mode`` as data: patterns over slots, the first that fits decides. `auto` is what "auto" means."""
 
     patterns: tuple[tuple[str, str], ...]
+    auto: str = "a8r"
 
     @classmethod
-    def parse(cls, value: str | Mapping[str, str]) -> ActivationModes:
+    def parse(cls, value: str | Mapping[str, str], auto: str = "a8r") -> ActivationModes:
         items = {"*": value} if isinstance(value, str) else value
         if not isinstance(items, Mapping) or not all(isinstance(key, str) for key in items):
             raise InvalidRequestError(
@@ -95,11 +95,11 @@ class ActivationModes:
                 raise InvalidRequestError(
                     f"activation_mode = {mode!r} is not known; use one of {', '.join(ACTIVATION_MODES)}"
                 )
-        return cls(tuple(items.items()))
+        return cls(tuple(items.items()), auto)
 
     def of(self, slot: str) -> str:
         mode = next((mode for pattern, mode in self.patterns if fnmatchcase(slot, pattern)), "auto")
-        return _AUTO_MODE if mode == "auto" else mode
+        return self.auto if mode == "auto" else mode
 
     def check_used(self, slots: Sequence[str]) -> None:
         """Refuses a pattern that fits no integer matrix, "*" excepted: it is probably misspelt."""
@@ -147,11 +147,11 @@ class WeightFormats:
 
 def choose_formats(
     shapes: Sequence[MatrixShape], fills: Sequence[tuple[Fill, Source]], quantization: str | None,
-    activation_mode: str | Mapping[str, str],
+    activation_mode: str | Mapping[str, str], auto_mode: str = "a8r",
 ) -> WeightFormats:  # fmt: skip
     """Raises InvalidRequestError naming the slot when what is asked for is not possible."""
     rounding = None if quantization is None else Rounding.parse(quantization)
-    modes = ActivationModes.parse(activation_mode)
+    modes = ActivationModes.parse(activation_mode, auto_mode)
     parts: dict[str, list[tuple[MatrixFill, Source]]] = {}
     for fill, source in fills:
         if isinstance(fill, MatrixFill):

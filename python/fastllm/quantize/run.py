@@ -27,7 +27,7 @@ from fastllm.quantize.rounding import Rounder
 from fastllm.quantize.settings import Settings, check_target
 from fastllm.quantize.source import ModelSource
 from fastllm.quantize.writer import write_index, write_json
-from fastllm.runtime import _load_tokenizer as load_tokenizer
+from fastllm.runtime import load_tokenizer
 
 _log = logging.getLogger("fastllm")
 # Working memory beside a layer and its activations; half of it for statistics.
@@ -64,6 +64,11 @@ def run(
         "calibration": calibration,
         "code": reports.code_version(),
     }
+    if source.unnamed:
+        _log.warning(
+            "%s: %d matrices stay in float: they are saved stacked, and no format names their parts (%s, ...)",
+            folder, len(source.unnamed), source.unnamed[0],
+        )  # fmt: skip
     journal = Journal(partial_of(out), job)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     rounder = Rounder(settings, scale_dtype(settings, source.dtype))
@@ -74,6 +79,7 @@ def run(
     modules = [module for entry in journal.layers for module in entry["modules"]]
     found: dict[str, Any] = {
         **job, "method": settings.method, "summary": reports.summarize(modules, settings.method), "modules": modules,
+        "left_in_float": source.unnamed + sorted(n for n, scheme in pipeline.schemes.items() if scheme is None),
         "files": reports.hashes(reports.weight_files(journal.folder)), "evaluation": None, "gate": None,
     }  # fmt: skip
     if evaluation is not None:

@@ -65,9 +65,13 @@ class ModelSource:
         family = models.family_of(plan.config)
         self.rules: list[Fill] = list(family.fills(plan.config, names))  # as the parts of the model are named apart
         self.modules: dict[str, list[Module]] = {}  # by slot
+        unnamed: dict[str, None] = {}
         for fill in self.rules:
             if (module := _module(fill)) is not None:
                 self.modules.setdefault(module.slot, []).append(module)
+            elif isinstance(fill, MatrixFill) and not fill.slot.endswith(KEPT):
+                unnamed[fill.source] = None
+        self.unnamed = list(unnamed)  # matrices that cannot be quantized
 
     @property
     def dtype(self) -> torch.dtype:
