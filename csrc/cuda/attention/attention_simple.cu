@@ -8,7 +8,7 @@
 // Defined by reference/attention.cpp; tested in tests/ops/test_attention.py.
 #include "cuda/attention/attention_simple.h"
 #include "cuda/device_mat.h"
-#include "cuda/layout.h"
+#include "cuda/kv_pages.h"
 
 namespace fastllm::cuda {
 namespace {

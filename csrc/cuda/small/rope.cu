@@ -8,7 +8,7 @@
 // Defined by reference/attention.cpp; tested in tests/ops/test_attention.py.
 #include "cuda/device_mat.h"
 #include "cuda/kernels.h"
-#include "cuda/layout.h"
+#include "cuda/kv_pages.h"
 
 namespace fastllm::cuda {
 namespace {
