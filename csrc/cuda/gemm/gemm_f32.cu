@@ -28,7 +28,7 @@ struct GemmF32Args {
   const int32_t* num_tiles;
 };
 
-// registers: 96
+// registers: 112
 __global__ void __launch_bounds__(kThreads) gemm_f32_kernel(GemmF32Args a) {
   RowTile tile;
   if (a.tiles != nullptr) {
