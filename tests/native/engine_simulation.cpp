@@ -349,11 +349,11 @@ class Simulation {
     EngineCore core(config, std::make_unique<FakeExecutor>(config, controls));
     const auto channel = std::make_shared<Channel>();
     core.add(make_request(config, Submission(submission), channel, id));
-    MaskMaker masks(core.masks(), config.vocab_size);
+    MaskMaker maker(core.masks(), config.vocab_size);
     while (core.has_work()) {
       core.step();
-      masks.take_tasks();
-      masks.answer(masks.num_pending());
+      maker.take_tasks();
+      maker.answer(maker.num_pending());
     }
     Outputs outputs;
     collect(*channel, outputs);

@@ -181,7 +181,7 @@ Got run(const Problem& p) {
   row.allowed = p.allowed;
   row.top_tokens = got.top.data();
   row.top_logprobs = got.top_logprobs.data();
-  got.result = sample_row(logits, row, {candidates, raw});
+  got.result = sample_row(logits, row, {candidates, raw, {}, {}});
   return got;
 }
 

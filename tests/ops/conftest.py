@@ -28,14 +28,3 @@ def device_names():
 @pytest.fixture(params=device_names(), scope="session")
 def device(request):
     return ops.Device(request.param, num_threads=2 if request.param.startswith("cpu") else 1)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """What the CUDA backend says it has no kernel for yet is skipped, until it has one."""
-    try:
-        return (yield)
-    except fastllm.UnsupportedModelError as error:
-        if "is not there yet" not in str(error) and "are not there yet" not in str(error):
-            raise
-        pytest.skip(str(error))

@@ -8,7 +8,7 @@ import pytest
 from tolerances import assert_close, assert_same_bits
 
 from fastllm import ops
-from fastllm.errors import InvalidRequestError
+from fastllm.errors import InvalidRequestError, UnsupportedModelError
 
 INTEGER_MODES = ["a8", "a8r", "a15"]
 MODES = [*INTEGER_MODES, "bf16", "f32"]
@@ -35,14 +35,14 @@ class Weight:
         top_zero = 16 if format == "int4" else 255
         self.zeros = rng.integers(0, top_zero + 1, self.scales.shape, dtype=np.uint8) if has_zeros else None
 
-    def packed(self, device, act="a8r"):
+    def packed(self, device, act=None):
         return ops.PackedWeight.from_codes(
             self.codes,
             self.scales,
             self.zeros,
             format=self.format,
             group=self.group,
-            act=act,
+            act=act or ("bf16" if is_cuda(device) else "a8r"),
             scale_dtype=self.scale_dtype,
             device=device,
         )
@@ -89,13 +89,23 @@ def quantized(x, group, act):
 
 
 def is_cuda(device):
-    """There every mode means bf16: the integer modes are of the backends of the host."""
-    return device.name.startswith("cuda")
+    name = device if isinstance(device, str) else device.name
+    return name.startswith("cuda")
 
 
-def host_only(device):
-    if is_cuda(device):
+@pytest.fixture(autouse=True)
+def skip_modes_of_the_host(request):
+    """Tensor cores multiply with bf16; the other modes are refused there (test_cuda_refuses_other_modes)."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if is_cuda(params.get("device", "")) and params.get("act", "bf16") != "bf16":
         pytest.skip("the mode is one of the host's")
+
+
+@pytest.mark.parametrize("act", [mode for mode in MODES if mode != "bf16"])
+def test_cuda_refuses_other_modes(act):
+    w = Weight(np.random.default_rng(59), (32, 64))
+    with pytest.raises(UnsupportedModelError, match=f"activation mode {act} .* use bf16"):
+        w.packed("cuda:emulated", act)
 
 
 def activations(rng, m, k):
@@ -115,7 +125,7 @@ def test_linear_is_the_product_of_the_quantized_operands(device, act, format, ha
         w = Weight(rng, (n, k), format=format, group=group, has_zeros=has_zeros)
         x, bias = activations(rng, m, k), oracle.normal(rng, n)
         got = ops.linear(x, w.packed(device, act), bias=bias, out=np.full((m, n), np.nan, np.float32))
-        a = quantized(x, group, "bf16" if is_cuda(device) else act)
+        a = quantized(x, group, act)
         size = np.abs(a) @ np.abs(w.exact).T + np.abs(bias)
         assert_close(got, a @ w.exact.T + bias, relative=BOUND, scale=size, what=f"group {group}, {m}x{k}x{n}")
 
@@ -124,7 +134,6 @@ def test_linear_is_the_product_of_the_quantized_operands(device, act, format, ha
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("has_zeros", ZEROS)
 def test_integer_modes_have_the_same_bits_on_every_backend_and_level(device, act, format, has_zeros):
-    host_only(device)
     rng = np.random.default_rng(51)
     for group, (m, k, n) in itertools.product(GROUPS, [*SHAPES, (26, 192, 65)]):
         scale_dtype = ["float16", "bfloat16"][m % 2] if group else None
@@ -155,7 +164,8 @@ def test_a_row_does_not_depend_on_its_batch_or_the_threads(device, act, format):
 
 def test_an_outlier_does_not_touch_the_zero_signs_of_its_neighbours(device):
     """Products that underflow to -0: adding 0 for a neighbour's remainder would make them +0."""
-    host_only(device)
+    if is_cuda(device):
+        pytest.skip("a8r is a mode of the host")
     k, n = 64, 32
     codes = np.full((n, k), 15, np.uint8)
     scales = np.full((n, 1), 2.0**-126, np.float32)
@@ -189,7 +199,6 @@ def test_the_largest_sums_are_exact(device, act, format, group):
 @pytest.mark.parametrize("act", INTEGER_MODES)
 def test_scales_of_every_kind(device, act):
     """0, subnormals, infinity and NaN in scales; activations from subnormal to the largest."""
-    host_only(device)
     rng = np.random.default_rng(54)
     for scale_dtype, tiny in [("float16", 2.0**-24), ("bfloat16", 2.0**-133)]:
         w = Weight(rng, (40, 64), group=32, scale_dtype=scale_dtype)
@@ -218,7 +227,7 @@ def test_a_number_that_is_not_finite_shows_in_its_row_alone(device, act, format,
     x[2, 70] = bad
     got = ops.linear(x, packed)
     assert not np.isfinite(got[2]).any()
-    if (act in INTEGER_MODES and not is_cuda(device)) or np.isnan(bad):
+    if act in INTEGER_MODES or np.isnan(bad):
         assert np.isnan(got[2]).all()
     assert_same_bits(np.delete(got, 2, 0), np.delete(clean, 2, 0))
 
@@ -240,7 +249,6 @@ def test_embed_reads_rows_back(device, format, group, has_zeros):
 def test_moe_ffn_with_integer_experts(device, act, format):
     rng = np.random.default_rng(57)
     num_experts, hidden, ffn, tokens, k = 6, 72, 40, 23, 3
-    meant = "bf16" if is_cuda(device) else act
     gate_up = Weight(rng, (num_experts, 2 * ffn, hidden), format=format, group=32, has_zeros=True)
     down = Weight(rng, (num_experts, hidden, ffn), format=format, group=0)
     x = oracle.normal(rng, tokens, hidden)
@@ -250,15 +258,15 @@ def test_moe_ffn_with_integer_experts(device, act, format):
     got = ops.moe_ffn(x, experts, weights, **packed, out=np.full_like(x, np.nan))
 
     exact, size = np.zeros(x.shape), np.zeros(x.shape)
-    a = quantized(x, 32, meant)
+    a = quantized(x, 32, act)
     for t in range(tokens):
         for e, weight in zip(experts[t], weights[t], strict=True):
             both = gate_up.exact[e] @ a[t]
             gated = oracle.gated("silu", both[:ffn], both[ffn:])
-            exact[t] += weight * (down.exact[e] @ quantized(gated.astype(np.float32)[None], 0, meant)[0])
+            exact[t] += weight * (down.exact[e] @ quantized(gated.astype(np.float32)[None], 0, act)[0])
             # Where gate and up differ in the last bit, a code may round the other way: one step of the largest.
             size[t] += weight * np.abs(down.exact[e]).max(1) * np.abs(gated).max()
-    steps = {"a8": 1 / 127, "a8r": 1 / 127, "a15": 1 / 16256, "bf16": 2.0**-8, "f32": 1e-6}[meant]
+    steps = {"a8": 1 / 127, "a8r": 1 / 127, "a15": 1 / 16256, "bf16": 2.0**-8, "f32": 1e-6}[act]
     assert_close(got, exact, relative=4 * steps, scale=size)
     for t in (0, 7, 22):
         rows = slice(t, t + 1)

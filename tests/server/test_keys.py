@@ -107,7 +107,8 @@ def test_a_bucket_gives_its_rate_within_two_percent(per_minute):
     assert taken == pytest.approx(per_minute * 10, rel=0.02, abs=1)
 
 
-def test_logs_and_errors_hold_no_keys_and_no_prompts(server, caplog):
+def test_logs_and_errors_hold_no_keys_and_no_prompts(server, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fastllm.server"), "propagate", True)  # the command turns it off for good
     with caplog.at_level(logging.DEBUG):
         for headers in (bearer(SECRET), bearer(OTHER), bearer("sk-wrong-canary")):
             server.request("POST", "/v1/completions", BODY, headers)
