@@ -76,3 +76,23 @@ def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(device: str, tmp
         assert [generate(llm, [p])[0] for p in prompts] == together
     with _open(tmp_path, case, device, max_num_batched_tokens=7, **options) as llm:
         assert generate(llm, prompts) == together
+
+
+@pytest.mark.parametrize("quantization", ["int4", "int8"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("llama-gqa", "qwen3-moe")], ids=lambda c: c.name)
+def test_integer_weights_give_what_the_processor_gives(
+    device: str, case: Case, quantization: str, tmp_path: Path
+) -> None:
+    save(make_model(case), tmp_path)
+    ids = prompt_ids(case)
+    options = {"quantization": quantization, "activation_mode": "bf16"}
+    found = []
+    for one in ("cpu", device):
+        with _open(tmp_path, case, one, **options) as llm:
+            assert any(name.startswith("int") for name in llm.info()["weights"])
+            output = llm.generate([ids], _params(prompt_logprobs=0))[0]
+        logprobs = [output.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))]
+        found.append((list(output.outputs[0].token_ids), logprobs))
+    assert found[1][0] == found[0][0]
+    # Both round activations to bf16 before each product; a sum in another order may round the other way.
+    assert found[1][1] == pytest.approx(found[0][1], rel=2e-2, abs=2e-2)
