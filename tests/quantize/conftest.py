@@ -12,10 +12,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from quick import DENSE, MOE, saved
 
 
-@pytest.fixture(autouse=True, scope="session")
-def quiet() -> None:
+@pytest.fixture(autouse=True)
+def quiet(request: pytest.FixtureRequest) -> None:
     for name in ("transformers", "fastllm"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logger = logging.getLogger(name)
+        before = logger.level
+        logger.setLevel(logging.ERROR)
+        request.addfinalizer(lambda logger=logger, before=before: logger.setLevel(before))
 
 
 @pytest.fixture(autouse=True)
