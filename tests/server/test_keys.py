@@ -56,7 +56,10 @@ def test_every_route_but_health_needs_a_key(server, method, path):
         if path == "/health":
             assert status == 200
         else:
-            assert (status, json.loads(data)["error"]["type"]) == (401, "authentication_error")
+            error = json.loads(data)["error"]
+            assert (status, error["type"]) == (401, "authentication_error")
+            if not path.startswith("/v1/messages"):  # Anthropic's errors have no code
+                assert error["code"] == "invalid_api_key"
             assert got["www-authenticate"] == "Bearer"
     for headers in (bearer(SECRET), bearer(OTHER) if method == "GET" else bearer(SECRET), {"x-api-key": SECRET}):
         assert server.request(method, path, body, headers)[0] not in (401, 403)
