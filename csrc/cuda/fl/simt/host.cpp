@@ -104,7 +104,9 @@ struct Device::Impl {
       for (std::size_t at = 0; at + sizeof(uintptr_t) <= arguments[i].bytes; at += sizeof(uintptr_t)) {
         uintptr_t word = 0;
         std::memcpy(&word, static_cast<const std::byte*>(arguments[i].data) + at, sizeof word);
-        const bool could_be_pointer = word >= uintptr_t{1} << 32 && word < uintptr_t{1} << 47;
+        // Programs, heaps and mappings lie above 2^45. Below, two 32-bit numbers side by side would be taken for an
+        // address, and AddressSanitizer has its shadow there, all of it mapped.
+        const bool could_be_pointer = word >= uintptr_t{1} << 45 && word < uintptr_t{1} << 47;
         if (!could_be_pointer || find(reinterpret_cast<const void*>(word), 0) != nullptr || !is_mapped(word)) continue;
         fail(ErrorKind::kDevice, "kernel ", kernel, ": byte ", at, " of argument ", i,
              " is a pointer to host memory; upload what it points to");
@@ -212,6 +214,7 @@ Stream::Stream(Device& device) : device_(device), impl_(std::make_unique<Impl>()
 Stream::~Stream() = default;
 
 void Stream::upload(void* device, const void* host, int64_t bytes) {
+  if (bytes == 0) return;
   device_.impl().check_range(device, bytes, "upload");
   impl_->run_or_record([=, this] {
     const Access access(device_.impl());
@@ -219,6 +222,7 @@ void Stream::upload(void* device, const void* host, int64_t bytes) {
   });
 }
 void Stream::download(void* host, const void* device, int64_t bytes) {
+  if (bytes == 0) return;
   device_.impl().check_range(device, bytes, "download");
   impl_->run_or_record([=, this] {
     const Access access(device_.impl());
