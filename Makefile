@@ -44,7 +44,7 @@ cuda:
 soak: $(VENV)/.test
 	FASTLLM_FUZZ_BODIES=100000 FASTLLM_SOAK_SECONDS=600 $(BIN)/python -m pytest tests/server -s
 
-sanitize:
+sanitize: $(VENV)/.test
 	tools/sanitize.sh
 
 $(VENV)/bin/python:

@@ -57,8 +57,7 @@ python() {
   local python=${FASTLLM_TEST_PYTHON:-$PWD/.venv/bin/python} site
   if [ -z "${FASTLLM_TEST_PYTHON:-}" ]; then
     [ -x "$python" ] || "$PYTHON" -m venv .venv
-    "$python" -m pip install -q nanobind pytest pytest-timeout hypothesis psutil numpy tokenizers jinja2 \
-      huggingface_hub typer rich safetensors
+    "$python" -m pip install -q nanobind '.[test]'
   fi
   build asan "address,$undefined" -DFASTLLM_PYTHON=ON -DFASTLLM_NATIVE_TESTS=ON \
     -DPython_EXECUTABLE="$python" -Dnanobind_DIR="$("$python" -m nanobind --cmake_dir)"
@@ -73,7 +72,7 @@ python() {
     ASAN_OPTIONS="$ASAN_OPTIONS:detect_leaks=0" PYTHONMALLOC=malloc PYTHONPATH="$site:tests" FASTLLM_TEST_FAULTS=1 \
     "$python" -m pytest -q -p no:cacheprovider "${smoke[@]}"
 }
-# Without torch: it is no part of the product, and slow under the sanitizer.
+# Those that run the native code most. torch only writes their checkpoints: it is slow under the sanitizer.
 smoke=(tests/engine/test_faults.py tests/engine/test_batch_invariance.py tests/checkpoint/test_bad_checkpoints.py
   tests/api/test_llm.py)
 
