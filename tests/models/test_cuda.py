@@ -56,7 +56,7 @@ def test_tokens_and_logprobs_are_those_of_transformers(device: str, case: Case, 
         assert list(output.outputs[0].token_ids) == tokens
 
 
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "fp8"])
 def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(device: str, tmp_path: Path, kv_dtype: str) -> None:
     case = CASES[0]
     save(make_model(case), tmp_path)
