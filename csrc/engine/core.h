@@ -56,7 +56,7 @@ class EngineCore {
   void abort_abandoned();
   [[nodiscard]] Sequence* find(int64_t request_id, int32_t index);
   void receive_masks();
-  void bring_masks(double forward_s);
+  void bring_masks(int64_t num_awaited, double forward_s);
   void end_by_grammar();
   void fork_children(const Sequence& parent);
   void process(const ScheduledTokens& item, int64_t row_begin, int64_t row_end);

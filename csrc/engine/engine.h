@@ -54,7 +54,7 @@ struct EngineStats {
   double aborted_s = 0.0;  // of that, charged to sequences that were aborted
   double kv_page_s = 0.0;
   double schedule_s = 0.0;
-  double forward_s = 0.0;
+  double forward_s = 0.0;  // with the sampling of steps whose device did both without a stop in between
   double sample_s = 0.0;
   double hand_over_s = 0.0;
   int64_t num_context_tokens = 0;  // whose K/V the forward passes read

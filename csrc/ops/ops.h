@@ -257,7 +257,9 @@ class Backend {
   [[nodiscard]] virtual bool has_graphs() const = 0;
   virtual void run(uint64_t key, const std::function<void()>& work) = 0;
 
-  // Operations.
+  // Operations. Where the memory is the host's they are done when they return; elsewhere they may still be running, and
+  // sample(), download() and wait() return when all that was called before is done.
+  virtual void wait() = 0;
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rms_norm(const RmsNormArgs& args) = 0;
   virtual void linear(const LinearArgs& args) = 0;
