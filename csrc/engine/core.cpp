@@ -183,7 +183,7 @@ void EngineCore::receive_masks() {
 void EngineCore::bring_masks(int64_t num_awaited, double forward_s) {
   Step& step = *step_;
   // If nobody else is in this step, waiting costs less than computing it again, as long as that would take.
-  if (num_awaited == step.num_rows()) masks_->wait_for(static_cast<std::size_t>(num_awaited), forward_s);
+  if (num_awaited == step.view.num_seqs) masks_->wait_for(static_cast<std::size_t>(num_awaited), forward_s);
   receive_masks();
   for (std::size_t r = 0; r < step.rows.size(); ++r) {
     SampleRow& row = step.rows[r];

@@ -3,8 +3,10 @@
 //
 // A constrained sequence has the mask of its first token from its submission. After each token the engine asks for the
 // next mask and goes on: the token is computed in the next step as always, and only the draw at that step's end needs
-// the mask, so masks are made while the model runs. A sequence whose mask is late then draws nothing, rests until the
-// mask has come, and computes that one token again; nobody waits for it. Results do not depend on who was late.
+// the mask, so masks are made while the model runs. A step in which every sequence misses its mask waits for them, at
+// most as long as its forward pass took: computing it again would cost that much. In any other step a sequence whose
+// mask is late draws nothing, rests until the mask has come, and computes that one token again; nobody waits for it.
+// Results do not depend on who was late.
 //
 // Thread contract: ask(), tell_end(), flush(), take(), wait_for() from the engine thread; the others from any.
 #pragma once
