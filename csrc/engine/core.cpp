@@ -156,7 +156,7 @@ bool EngineCore::run_step() {
   return true;
 }
 
-Sequence* EngineCore::find(int64_t request_id, int32_t index) {
+Sequence* EngineCore::find_awaiting_mask(int64_t request_id, int32_t index) {
   const auto found = requests_.find(request_id);
   if (found == requests_.end()) return nullptr;
   const auto& sequences = found->second->sequences;
@@ -168,13 +168,14 @@ Sequence* EngineCore::find(int64_t request_id, int32_t index) {
 void EngineCore::receive_masks() {
   masks_->take(replies_);
   for (MaskReply& reply : replies_) {
-    Sequence* s = find(reply.request_id, reply.index);
+    Sequence* s = find_awaiting_mask(reply.request_id, reply.index);
     if (s == nullptr) continue;
     if (reply.mask.empty()) {
       endings_.push_back(std::move(reply));
       continue;
     }
     s->mask.swap(reply.mask);
+    stats_.num_late_masks += s->is_late ? 1 : 0;
     s->awaits_mask = s->is_late = false;
   }
 }
@@ -193,14 +194,13 @@ void EngineCore::bring_masks(int64_t num_awaited, double forward_s) {
     row.forced_token = 0;
     row.wants_logprob = false;
     row.num_top = 0;
-    ++stats_.num_late_masks;
   }
 }
 
 // What the grammar has to say instead of a mask: it is complete, or it cannot go on.
 void EngineCore::end_by_grammar() {
   for (const MaskReply& reply : endings_) {
-    Sequence* s = find(reply.request_id, reply.index);
+    Sequence* s = find_awaiting_mask(reply.request_id, reply.index);
     if (s == nullptr) continue;
     if (!reply.error.empty()) {
       fail_sequence(*s, {ErrorKind::kInvalidRequest, reply.error});

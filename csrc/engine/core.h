@@ -54,7 +54,7 @@ class EngineCore {
   void charge(const std::vector<ScheduledTokens>& items, double seconds);
   void mark_scheduled(const StepPlan& plan);
   void abort_abandoned();
-  [[nodiscard]] Sequence* find(int64_t request_id, int32_t index);
+  [[nodiscard]] Sequence* find_awaiting_mask(int64_t request_id, int32_t index);
   void receive_masks();
   void bring_masks(int64_t num_awaited, double forward_s);
   void end_by_grammar();
