@@ -31,10 +31,10 @@ struct MaskExchange::State {
   bool is_closed = false;
 };
 
-MaskExchange::MaskExchange(int64_t vocab_size) : state_(new State) { state_->vocab_size = vocab_size; }
+MaskExchange::MaskExchange(int64_t vocab_size) : state_(std::make_unique<State>()) { state_->vocab_size = vocab_size; }
 
 MaskExchange::~MaskExchange() {
-  if (state_->process == getpid()) delete state_;
+  if (state_->process != getpid()) static_cast<void>(state_.release());
 }
 
 void MaskExchange::ask(const MaskTask& task) {
@@ -68,7 +68,7 @@ void MaskExchange::take(std::vector<MaskReply>& replies) {
 void MaskExchange::wait_for(std::size_t count, double timeout_s) {
   std::unique_lock lock(state_->mutex);
   state_->has_replies.wait_for(lock, std::chrono::duration<double>(timeout_s),
-                               [&] { return state_->replies.size() >= count || state_->is_closed; });
+                               [&] { return state_->replies.size() >= count; });
 }
 
 std::vector<MaskTask> MaskExchange::poll(double timeout_s) {
@@ -98,18 +98,12 @@ bool MaskExchange::has_replies() const {
   return !state_->replies.empty();
 }
 
-bool MaskExchange::is_closed() const {
-  const std::scoped_lock lock(state_->mutex);
-  return state_->is_closed;
-}
-
 void MaskExchange::close() noexcept {
   {
     const std::scoped_lock lock(state_->mutex);
     state_->is_closed = true;
   }
   state_->has_tasks.notify_all();
-  state_->has_replies.notify_all();
 }
 
 }  // namespace fastllm

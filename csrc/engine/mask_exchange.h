@@ -8,10 +8,11 @@
 // mask is late draws nothing, rests until the mask has come, and computes that one token again; nobody waits for it.
 // Results do not depend on who was late.
 //
-// Thread contract: ask(), tell_end(), flush(), take(), wait_for() from the engine thread; the others from any.
+// Thread contract: ask(), tell_end(), flush(), take(), wait_for(), close() from the engine thread; the others from any.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -65,13 +66,12 @@ class MaskExchange {
   // Throws kInvalidRequest for a mask of a wrong size. Replies for sequences that have ended are ignored.
   void reply(std::vector<MaskReply> replies);
   [[nodiscard]] bool has_replies() const;
-  [[nodiscard]] bool is_closed() const;
-  // The engine has ended.
+  // The engine has ended: wakes the worker, drops replies from now on.
   void close() noexcept;
 
  private:
   struct State;
-  State* state_;  // leaked in a forked child: its lock and waiters belong to threads that are not there
+  std::unique_ptr<State> state_;  // leaked in a forked child: its lock and waiters belong to threads that are not there
 };
 
 }  // namespace fastllm

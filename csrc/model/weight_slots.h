@@ -67,7 +67,6 @@ class ModelWeights {
   [[nodiscard]] const float* find_vector(const std::string& name) const;
   [[nodiscard]] const std::map<std::string, MatrixSlot>& matrices() const { return matrices_; }
   [[nodiscard]] const std::map<std::string, VectorSlot>& vectors() const { return vectors_; }
-  [[nodiscard]] int64_t total_bytes() const { return storage_.size(); }
 
  private:
   // The slot, after checks, with the rows counted as filled.
