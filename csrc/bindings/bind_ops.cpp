@@ -46,23 +46,27 @@ class OpsBackend {
 
  private:
   void grow(const OpLimits& need) {
+    OpLimits grown = limits_;
     bool has_grown = false;
     const auto raise = [&](int64_t& have, int64_t want) {
       has_grown |= want > have;
       have = std::max(have, want);
     };
-    raise(limits_.max_tokens, need.max_tokens);
-    raise(limits_.max_seqs, need.max_seqs);
-    raise(limits_.max_logit_rows, need.max_logit_rows);
-    raise(limits_.max_features, need.max_features);
-    raise(limits_.num_heads, need.num_heads);
-    raise(limits_.num_kv_heads, need.num_kv_heads);
-    raise(limits_.head_dim, need.head_dim);
-    raise(limits_.vocab_size, need.vocab_size);
-    raise(limits_.num_experts, need.num_experts);
-    raise(limits_.experts_per_token, need.experts_per_token);
-    raise(limits_.moe_features, need.moe_features);
-    if (has_grown) backend_->reserve(limits_);
+    raise(grown.max_tokens, need.max_tokens);
+    raise(grown.max_seqs, need.max_seqs);
+    raise(grown.max_logit_rows, need.max_logit_rows);
+    raise(grown.max_features, need.max_features);
+    raise(grown.num_heads, need.num_heads);
+    raise(grown.num_kv_heads, need.num_kv_heads);
+    raise(grown.head_dim, need.head_dim);
+    raise(grown.vocab_size, need.vocab_size);
+    raise(grown.num_experts, need.num_experts);
+    raise(grown.experts_per_token, need.experts_per_token);
+    raise(grown.moe_features, need.moe_features);
+    if (!has_grown) return;
+    limits_ = {};  // whatever reserve() leaves behind if it throws, the next call reserves anew
+    backend_->reserve(grown);
+    limits_ = grown;
   }
 
   std::unique_ptr<Backend> backend_;
