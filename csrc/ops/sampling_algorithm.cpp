@@ -96,7 +96,7 @@ struct LogSoftmax {
 };
 
 LogSoftmax log_softmax(std::span<const float> raw, const SampleScans* scans, float top, const SampleScratch& scratch) {
-  if (scans != nullptr) {
+  if (scans != nullptr && sampling::can_sum(top, 1.0f)) {
     return {static_cast<double>(top), std::log(sampling::sum_of_exp(*scans, raw, top, 1.0f, scratch))};
   }
   const double largest = static_cast<double>(find_largest(raw, {}).logit);
