@@ -126,12 +126,14 @@ def test_wrong_formats_are_refused_by_the_core() -> None:
 def test_codes_that_the_format_cannot_hold_are_refused(part: str, value: float, match: str) -> None:
     spec = fastllm.checkpoint.loader.load(Path(DEMO_MODEL)).spec
     (shape,) = [MatrixShape(*shape) for shape in _core.matrix_shapes(spec) if shape[0] == "layers.0.o"]
-    formats = {"layers.0.o": _core.MatrixFormat(format="int4", group=64, scale_dtype="float16", has_zeros=True, act="a8")}
+    formats = {
+        "layers.0.o": _core.MatrixFormat(format="int4", group=64, scale_dtype="float16", has_zeros=True, act="a8")
+    }
     model = _core.Model(spec, device="cpu", num_threads=1, dtype="float32", formats=formats)
     model.allocate_weights()
-    groups = shape.k // 64
+    groups = shape.num_cols // 64
     arrays = {
-        "codes": np.full((2, shape.k), 15, np.uint8),
+        "codes": np.full((2, shape.num_cols), 15, np.uint8),
         "scales": np.ones((2, groups), np.float32),
         "zeros": np.full((2, groups), 16, np.uint8),
     }
