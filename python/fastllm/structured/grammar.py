@@ -1,15 +1,17 @@
 """From ``StructuredOutputsParams`` to the text of a grammar for llguidance, within the limits.
 
 Everything here is cheap and refuses with a text that names the parameter; what a grammar costs to compile is bounded by
-the limits of the parser (``compiler``) and by ``MAX_REPEATS``, because a counted repeat of a counted repeat is the one
-thing that costs more than its text shows.
+the limits of the parser (``compiler``), by ``MAX_REPEATS`` and by ``MAX_MULTIPLE``: a counted repeat of a counted repeat
+and the automaton of a remainder cost more than their text shows, and nothing stops the parser once it is at them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from fastllm.errors import InvalidRequestError
@@ -22,6 +24,8 @@ MAX_GRAMMAR_BYTES = 64 << 10
 MAX_CHOICES = 1024
 # Characters of a regular expression with its counted repeats written out.
 MAX_REPEATS = 20_000
+# States of the automaton of a number's remainder: 20,000 take 0.1 s, 1,000,000 take 17 s and 400 MiB.
+MAX_MULTIPLE = 20_000
 
 # Of JSON, as regular expressions: at most one space, so that a model that likes white space comes to an end.
 _COMMA, _COLON = ", ?", ": ?"
@@ -34,6 +38,7 @@ def grammar_text(params: StructuredOutputsParams) -> str:
         InvalidRequestError: not exactly one kind is given, a limit is exceeded, or the text cannot be a grammar.
     """
     import llguidance
+    from llguidance.gbnf_to_lark import any_to_lark
 
     kind, value = _the_kind(params)
     if kind == "json_object":
@@ -47,9 +52,10 @@ def grammar_text(params: StructuredOutputsParams) -> str:
         return llguidance.grammar_from("choice", json.dumps(_choices(value)))
     _check_grammar(value)
     try:
-        return llguidance.grammar_from("grammar", _with_checked_schemas(value, _json_options(params)))
-    except ValueError:
+        lark = any_to_lark(value)
+    except Exception:  # of several kinds
         raise _invalid("grammar is neither Lark nor GBNF") from None
+    return llguidance.grammar_from("lark", _with_checked_schemas(lark, _json_options(params)))
 
 
 def json_grammar(schema: Mapping[str, Any], params: StructuredOutputsParams) -> str:
@@ -114,7 +120,22 @@ def _schema(value: Any) -> Mapping[str, Any]:
     except (TypeError, ValueError):
         raise _invalid("json holds what is not JSON") from None
     _size(text, "json", MAX_SCHEMA_BYTES)
+    # All may meet in one number, through allOf and $ref; all with one small common multiple are also few.
+    if math.lcm(*_multiples(value)) > MAX_MULTIPLE:
+        raise _invalid(f"json: multipleOf: the least common multiple of all must be at most {MAX_MULTIPLE}")
     return value
+
+
+def _multiples(value: Any) -> Iterator[int]:
+    """The digits of every multipleOf: zeros at their end, and where the point is, cost no states."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name == "multipleOf" and isinstance(item, (int, float)) and item > 0:
+                yield int("".join(map(str, Decimal(str(item)).normalize().as_tuple().digits)))
+            yield from _multiples(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _multiples(item)
 
 
 def _check_depth(value: Any, depth: int) -> None:
@@ -193,19 +214,27 @@ def _class_end(pattern: str, i: int) -> int:
     return j
 
 
+# What may hold anything in Lark (comments, strings, regular expressions, names of tokens), and what it is not in.
+_LEXEME = re.compile(r'(?:#|//)[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\])+/|<[^<>\s]+>|%json')
+_SPACE = re.compile(r"\s*")
+
+
 def _with_checked_schemas(text: str, options: dict[str, Any]) -> str:
     """Lark may hold JSON schemas, after %json: they are checked, and take our options."""
-    head, *rest = re.split(r"%json\b", text)
-    pieces = [head]
-    for piece in rest:
-        start = piece.lstrip()
+    pieces: list[str] = []
+    copied = at = 0
+    while (found := _LEXEME.search(text, at)) is not None:
+        at = found.end()
+        if found[0] != "%json":
+            continue
+        space = _SPACE.match(text, at)
         try:
-            schema, end = json.JSONDecoder().raw_decode(start)
+            schema, end = json.JSONDecoder().raw_decode(text, space.end() if space else at)
         except (ValueError, RecursionError):
             raise _invalid("grammar: %json is not followed by a JSON schema") from None
-        checked = {**_schema(schema), "x-guidance": options}
-        pieces.append(f"%json {json.dumps(checked)} {start[end:]}")
-    return "".join(pieces)
+        pieces += [text[copied:at], " ", json.dumps({**_schema(schema), "x-guidance": options})]
+        copied = at = end
+    return "".join([*pieces, text[copied:]])
 
 
 def _check_grammar(text: str) -> None:
