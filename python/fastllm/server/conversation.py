@@ -72,7 +72,15 @@ class Conversation:
         params = self._constrained(params, tools, reasons=reasons, is_inside=is_inside)
         style = server.tool_style if tools else None
         pipelines = [
-            Pipeline(style, reasons=reasons, starts_inside=is_inside, one_call=self.one_call) for _ in range(params.n)
+            Pipeline(
+                style,
+                reasons=reasons,
+                names={tool.function.name for tool in tools},
+                starts_inside=is_inside,
+                one_call=self.one_call,
+                token_bytes=self.context.llm.token_bytes,
+            )
+            for _ in range(params.n)
         ]
         generation = Generation(
             self.context,

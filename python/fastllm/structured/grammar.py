@@ -1,12 +1,13 @@
 """From ``StructuredOutputsParams`` to the text of a grammar for llguidance, within the limits.
 
-Everything here is cheap and refuses with a text that names the parameter; what a grammar costs to compile is bounded by
-the limits of the parser (``compiler``), by ``MAX_REPEATS`` and by ``MAX_MULTIPLE``: a counted repeat of a counted repeat
-and the automaton of a remainder cost more than their text shows, and nothing stops the parser once it is at them.
+Everything here is cheap and refuses with a text that names the parameter. What a grammar costs to compile is bounded by
+the limits of the parser (``compiler``), by ``MAX_REPEATS`` and by ``MAX_MULTIPLE``: a counted repeat of a counted repeat,
+and the automaton of a remainder, cost more than their text shows, and nothing stops the parser once it is at them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -31,39 +32,49 @@ MAX_MULTIPLE = 20_000
 _COMMA, _COLON = ", ?", ": ?"
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Behind(StructuredOutputsParams):
+    """The same behind a text of another kind.
+
+    Args:
+        head: Lark that goes on with ``@answer``: a grammar of its own, so no name of one has a meaning in the other.
+    """
+
+    head: str
+
+
 def grammar_text(params: StructuredOutputsParams) -> str:
     """The grammar, as llguidance reads it.
 
     Raises:
         InvalidRequestError: not exactly one kind is given, a limit is exceeded, or the text cannot be a grammar.
     """
+    grammars = [{"name": "answer", **_grammar(params)}]
+    if isinstance(params, Behind):
+        grammars.insert(0, {"lark_grammar": params.head})
+    return json.dumps({"grammars": grammars})
+
+
+def _grammar(params: StructuredOutputsParams) -> dict[str, Any]:
     import llguidance
     from llguidance.gbnf_to_lark import any_to_lark
 
     kind, value = _the_kind(params)
-    if kind == "json_object":
-        return json_grammar({"type": "object"}, params)
-    if kind == "json":
-        return json_grammar(_schema(value), params)
+    if kind in ("json", "json_object"):
+        schema = _schema(value) if kind == "json" else {"type": "object"}
+        # What a schema says of its own whitespace or leniency is not asked.
+        return {"json_schema": {**schema, "x-guidance": _json_options(params)}}
     if kind == "regex":
         _check_regex(value, "regex")
-        return llguidance.grammar_from("regex", value)
+        return {"lark_grammar": json.loads(llguidance.grammar_from("regex", value))["grammars"][0]["lark_grammar"]}
     if kind == "choice":
-        return llguidance.grammar_from("choice", json.dumps(_choices(value)))
+        return {"lark_grammar": llguidance.grammar_from("choice", json.dumps(_choices(value)))}
     _check_grammar(value)
     try:
         lark = any_to_lark(value)
     except Exception:  # of several kinds
         raise _invalid("grammar is neither Lark nor GBNF") from None
-    return llguidance.grammar_from("lark", _with_checked_schemas(lark, _json_options(params)))
-
-
-def json_grammar(schema: Mapping[str, Any], params: StructuredOutputsParams) -> str:
-    """JSON that is valid under a checked schema. What a schema says of its own whitespace or leniency is not asked."""
-    import llguidance
-
-    text = json.dumps(schema)
-    return llguidance.LLMatcher.grammar_from_json_schema(text, None, _json_options(params))  # type: ignore[arg-type]
+    return {"lark_grammar": _with_checked_schemas(lark, _json_options(params))}
 
 
 def _json_options(params: StructuredOutputsParams) -> dict[str, Any]:

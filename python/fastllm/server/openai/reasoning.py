@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from fastllm.server.openai.tools import overlap
 
 BEGIN, END = "<think>", "</think>"
+
+
+class ThoughtCounter:
+    """How many tokens there are up to the end of the thought: by their bytes, so it does not matter how they come."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._tail = b""
+        self._has_ended = False
+        self.num_tokens = 0
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        end = END.encode()
+        for token in token_ids:
+            if self._has_ended:
+                return
+            self.num_tokens += 1
+            window = self._tail + self._token_bytes(token)
+            self._has_ended = end in window
+            self._tail = window[1 - len(end) :]
 
 
 class ReasoningParser:
