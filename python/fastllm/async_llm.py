@@ -265,9 +265,12 @@ class AsyncLLM:
         return self._runtime._tokenizer().byte_table.bytes(token_id)
 
     async def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **template_variables: Any
+        self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **template_variables: Any
     ) -> list[int]:
-        """Token ids of a conversation by the model's chat template, rendered beside the event loop."""
+        """Token ids of a conversation by the model's chat template, rendered beside the event loop.
+
+        ``self`` and ``messages`` are positional only: a variable of a template may have any name.
+        """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             None,

@@ -208,6 +208,26 @@ def test_a_prompt_may_have_opened_the_think_tag(serving):
     assert (message["reasoning_content"], message["content"]) == ("hm", "Yes")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_markers_of_thoughts_may_be_special_tokens(serving, monkeypatch, path):
+    monkeypatch.setattr(serving.llm, "special", ("<think>", "</think>"))
+    serving.llm.text = "<think>hm</think>Yes"
+    answer = serving.post(path, {"messages": USER} if "chat" in path else {"input": "x"})[1]
+    if "chat" in path:
+        message = answer["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("hm", "Yes")
+    else:
+        assert [item["content"][0]["text"] for item in answer["output"]] == ["hm", "Yes"]
+
+
+def test_counted_tokens_are_those_of_the_prompt(serving):
+    tool = {"name": "weather", "input_schema": {"type": "object"}}
+    for choice, is_there in ((None, True), ({"type": "auto"}, True), ({"type": "none"}, False)):
+        body = {"messages": USER, "tools": [tool], "tool_choice": choice}
+        assert serving.post("/v1/messages/count_tokens", body)[0] == 200
+        assert ("tools" in serving.llm.prompts[-1][1]) is is_there
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [

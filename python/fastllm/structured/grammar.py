@@ -1,8 +1,8 @@
 """From ``StructuredOutputsParams`` to the text of a grammar for llguidance, within the limits.
 
 Everything here is cheap and refuses with a text that names the parameter. What a grammar costs to compile is bounded by
-the limits of the parser (``compiler``), by ``MAX_REPEATS`` and by ``MAX_MULTIPLE``: a counted repeat of a counted repeat,
-and the automaton of a remainder, cost more than their text shows, and nothing stops the parser once it is at them.
+the limits of the parser (``compiler``) and, where one step costs more than its text shows and nothing stops it, by
+``MAX_REPEATS`` (a counted repeat of a counted repeat) and ``MAX_MULTIPLE`` (the automaton of a remainder).
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ class _Chat:
             cache_salt=body.cache_salt,
             include_cost=bool(body.include_cost),
             names=self.names,
+            has_own_messages=True,
         )
         self.generation, self.pipelines = await conversation.start()
 
