@@ -155,10 +155,11 @@ class Generation:
                 prompt, self._params, priority=self._priority, cache_salt=self._salt, deltas=True
             )
             failed = False
-            async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
-                async for output in stream:
-                    failed = failed or any(c.finish_reason in ("abort", "error") for c in output.outputs)
-                    yield number, output
+            with self._context.charged(len(self._prompts[number])):
+                async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
+                    async for output in stream:
+                        failed = failed or any(c.finish_reason in ("abort", "error") for c in output.outputs)
+                        yield number, output
         except FastLLMError as error:
             raise from_engine(error, self._renamed) from error
         if failed:
