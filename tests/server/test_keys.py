@@ -124,11 +124,11 @@ def test_no_client_reaches_the_prefixes_of_another_key():
             return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
 
         assert cached(SECRET) == 0 and cached(SECRET) > 0
-        assert [cached(OTHER, salt) for salt in ("b", "b/", "b\0", "\0b", "/b")] == [0] * 5
-        assert cached(SECRET, "x") == cached(OTHER, "b\0x") == 0
+        assert [cached(OTHER, salt) for salt in ("b", "b/", "/b", "b//")] == [0] * 4
+        assert cached(SECRET, "x") == cached(OTHER, "b/x") == 0
         assert cached(OTHER) == 0 and cached("sk-third-key") > 0  # they have the same salt: none
-    with pytest.raises(InvalidRequestError, match="zero character"):
-        ServerConfig(api_keys=(ApiKey("a", SECRET, cache_salt="a\0"),))
+    with pytest.raises(InvalidRequestError, match="slash"):
+        ServerConfig(api_keys=(ApiKey("a", SECRET, cache_salt="a/"),))
 
 
 def test_requests_at_a_time(server):

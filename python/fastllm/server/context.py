@@ -91,8 +91,9 @@ class RequestContext:
         return self.key.priority + (own or 0)
 
     def cache_salt(self, own: str | None) -> str:
-        """A key's own salt and an end that it cannot hold come first: no client reaches the prefixes of another."""
-        return own or "" if self.key is None else f"{self.key.cache_salt}\0{own or ''}"
+        """A key's own salt comes first, and has no slash: no client can reach the prefixes of another key."""
+        scope, own = self.key.cache_salt if self.key else "", own or ""
+        return f"{scope}/{own}" if scope or own else ""
 
     @contextlib.contextmanager
     def charged(self, num_prompt_tokens: int) -> Iterator[None]:
