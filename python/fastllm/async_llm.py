@@ -237,7 +237,7 @@ class AsyncLLM:
 
     def stats(self) -> dict[str, Any]:
         """The engine's counters: running and waiting requests, pages, steps, tokens. Cheap; also after ``close()``."""
-        return dict(self._runtime.engine.stats())
+        return {**self._runtime.engine.stats(), "num_grammars": self._runtime.num_grammars}
 
     @property
     def chat_template(self) -> str | None:
