@@ -263,6 +263,10 @@ REFUSED = [
     ({"json": {"default": float("nan")}}, "not JSON"),
     ({"json": {"type": "integer", "multipleOf": 999_983}}, "least common multiple"),
     ({"json": {"type": "integer", "multipleOf": 2**30}}, "least common multiple"),
+    ({"json": {"type": "integer", "multipleOf": 10**29 + 1}}, "least common multiple"),
+    ({"json": {"type": "integer", "multipleOf": True}}, "multipleOf"),
+    ({"json": {"type": "integer", "multipleOf": -999_983}}, "least common multiple"),
+    ({"json": {"type": "integer", "multipleOf": 0}}, "invalid multiple of"),
     ({"json": {"type": "integer", "allOf": [{"multipleOf": p} for p in (97, 101, 103, 107)]}}, "least common multiple"),
     ({"grammar": 'start: %json {"type": "integer", "multipleOf": 999983}'}, "least common multiple"),
     ({"regex": ""}, "1 to 1024"),
@@ -281,6 +285,7 @@ REFUSED = [
     ({"grammar": 'start: <"> %json {"type": "integer", "multipleOf": 999983} "'}, "least common multiple"),
     ({"grammar": "start: %json 5"}, "expected a JSON schema"),
     ({"grammar": "start: %json"}, "not followed by"),
+    ({"grammar": "start: @answer"}, ""),
     ({"grammar": "(" * 60_000}, ""),
 ]
 

@@ -141,8 +141,8 @@ def _multiples(value: Any) -> Iterator[int]:
     """The digits of every multipleOf: zeros at their end, and where the point is, cost no states."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            if name == "multipleOf" and isinstance(item, (int, float)) and item > 0:
-                yield int("".join(map(str, Decimal(str(item)).normalize().as_tuple().digits)))
+            if name == "multipleOf" and isinstance(item, (int, float)) and not isinstance(item, bool) and item != 0:
+                yield int("".join(map(str, Decimal(str(item)).as_tuple().digits)).rstrip("0"))
             yield from _multiples(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
