@@ -125,6 +125,12 @@ def test_pieces_keep_their_order_whatever_the_pieces():
         (False, " Yes", "", " Yes"),
         (True, "never ends </thin", "never ends </thin", ""),
         (False, "<thi", "", "<thi"),
+        (False, " \n <think> a \n\n b \n</think> \n c \n", "a \n\n b", "c \n"),
+        (False, " \n <b", "", " \n <b"),
+        (False, " \n ", "", " \n "),
+        (True, " a \n", "a \n", ""),
+        (True, " a </thin </think>", "a </thin", ""),
+        (True, " \n ", "", ""),
         (False, "<think></think>Yes", "", "Yes"),
     ],
 )
