@@ -226,6 +226,13 @@ void bind_model(nb::module_& m) {
       "The device that \"auto\" stands for on this machine; any other string as it is.");
   m.def("measure_limits", &measure_limits, "num_threads"_a,
         "Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.");
+  m.def(
+      "measure_read_bandwidth",
+      [](int num_threads) {
+        ThreadPool pool(num_threads);
+        return measure_read_bandwidth(pool);
+      },
+      "num_threads"_a, Release(), "Bytes per second that this machine reads from memory, measured now.");
   m.def("default_num_threads", &default_num_threads,
         "Threads that this process should use: affinity, cgroup quota, physical cores.");
 }

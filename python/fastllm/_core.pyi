@@ -381,6 +381,11 @@ class Engine:
 
     def stats(self) -> dict: ...
 
+    def expert_use(self) -> bytes:
+        """
+        [layers, experts, 2] int64 in the machine's byte order: rows that chose the expert, and times that its weights were read. Empty for a model without experts.
+        """
+
     def close(self) -> None: ...
 
     @property
@@ -499,6 +504,9 @@ def measure_limits(num_threads: int) -> dict:
     """
     Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.
     """
+
+def measure_read_bandwidth(num_threads: int) -> float:
+    """Bytes per second that this machine reads from memory, measured now."""
 
 def default_num_threads() -> int:
     """

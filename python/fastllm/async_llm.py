@@ -20,6 +20,9 @@ from fastllm.outputs import EmbeddingOutput, RequestOutput
 from fastllm.params import SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from fastllm.request_state import EmbeddingState, RequestState
     from fastllm.runtime import EngineOptions, Prompt
 
@@ -230,6 +233,10 @@ class AsyncLLM:
     def stats(self) -> dict[str, Any]:
         """The engine's counters: running and waiting requests, pages, steps, tokens. Cheap; also after ``close()``."""
         return dict(self._runtime.engine.stats())
+
+    def expert_use(self) -> npt.NDArray[np.int64]:
+        """See ``LLM.expert_use``."""
+        return self._runtime.expert_use()
 
     @property
     def chat_template(self) -> str | None:

@@ -79,7 +79,7 @@ def test_metrics_and_logs_add_up(server, caplog):
     with caplog.at_level(logging.INFO, logger="fastllm.server.request"):
         for i in range(3):
             server.post("/v1/completions", {"prompt": ["The os", f"A {i}"], "n": 2, "max_tokens": 30})
-    settle(server)
+        settle(server)
     after = samples(server)
 
     def grown(name):

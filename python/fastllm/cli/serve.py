@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -98,6 +99,9 @@ def run(
     require_gate: Annotated[
         bool, typer.Option("--require-gate", help="Serve only a checkpoint whose quantization report passed its gate.")
     ] = False,
+    memory_bandwidth: Annotated[
+        float | None, typer.Option(help="GB/s that the device reads; measured on the processor, none on others.")
+    ] = None,
     price_file: Annotated[Path | None, typer.Option(help="Prices by model name; see docs/server.md.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     disable_log_requests: Annotated[bool, typer.Option("--disable-log-requests", help="No line per request.")] = False,
@@ -119,7 +123,7 @@ def run(
         if error.name is not None and error.name.split(".")[0] == "fastllm":
             raise
         raise InvalidRequestError(_NEEDS) from None
-    from fastllm import AsyncLLM
+    from fastllm import AsyncLLM, _core
 
     keys: tuple[ApiKey, ...] = read_api_keys(api_key_file) if api_key_file is not None else ()
     if api_key is not None:
@@ -148,6 +152,7 @@ def run(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         filters=load_filters(word_file=filter_words, patterns=filter_regex or (), names=content_filter or ()),
+        memory_bandwidth=memory_bandwidth * 1e9 if memory_bandwidth is not None else None,
         prices=read_prices(price_file) if price_file is not None else {},
         log_json=log_json,
         log_requests=not disable_log_requests,
@@ -177,6 +182,9 @@ def run(
     if require_gate:
         check_gate(model, revision)
     llm = AsyncLLM(model, **engine)
+    if memory_bandwidth is None and llm.info()["device"] == "cpu":
+        measured = _core.measure_read_bandwidth(llm.info()["num_threads"])
+        server_config = dataclasses.replace(server_config, memory_bandwidth=measured)
     try:
         set_up_logs(as_json=log_json)
         serve(create_app(llm, server_config), lambda host, port: _announce(llm, server_config, host, port))

@@ -7,6 +7,7 @@ import json
 import time
 
 from fastllm import AsyncLLM, SamplingParams
+from fastllm.server.bandwidth import BandwidthShare
 from fastllm.server.config import ServerConfig
 from fastllm.server.filters import FilterChain
 from fastllm.server.observer import Observer
@@ -30,6 +31,7 @@ class ServerState:
     page_bytes: int = 0
     literals: dict[str, str] = dataclasses.field(default_factory=dict)
     longest_step_s: float = 0.0
+    bandwidth: BandwidthShare | None = None
     # The watchdog's view: counters at its last look, and since when they stand still while there is work.
     num_steps: int = -1
     still_since: float | None = None
@@ -39,6 +41,8 @@ class ServerState:
         self.max_model_len = int(info["max_model_len"])
         self.max_num_seqs = int(info["max_num_seqs"])
         self.page_bytes = int(info["kv_page_bytes"])
+        if self.config.memory_bandwidth is not None:
+            self.bandwidth = BandwidthShare(self.config.memory_bandwidth)
         self.tool_style = tool_style(self.config.tool_call_parser, self.llm.chat_template)
 
     @property
@@ -65,6 +69,8 @@ class ServerState:
         """One look of the watchdog at the engine's counters."""
         stats = self.llm.stats()
         now = time.monotonic()
+        if self.bandwidth is not None:
+            self.bandwidth.add(now, stats)
         has_work = stats["num_running"] + stats["num_waiting"] > 0
         if stats["num_steps"] != self.num_steps or not has_work:
             if self.still_since is not None:
