@@ -103,6 +103,10 @@ def run(
         float | None, typer.Option(help="GB/s that the device reads; measured on the processor, none on others.")
     ] = None,
     price_file: Annotated[Path | None, typer.Option(help="Prices by model name; see docs/server.md.")] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None, typer.Option(help="Send traces to this OTLP/HTTP URL, e.g. http://localhost:4318/v1/traces.")
+    ] = None,
+    trace_content: Annotated[bool, typer.Option("--trace-content", help="Traces have prompts and answers.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     disable_log_requests: Annotated[bool, typer.Option("--disable-log-requests", help="No line per request.")] = False,
 ) -> None:
@@ -153,6 +157,8 @@ def run(
         reasoning_parser=reasoning_parser,
         filters=load_filters(word_file=filter_words, patterns=filter_regex or (), names=content_filter or ()),
         memory_bandwidth=memory_bandwidth * 1e9 if memory_bandwidth is not None else None,
+        tracer_provider=_tracer_provider(otlp_traces_endpoint) if otlp_traces_endpoint is not None else None,
+        trace_content=trace_content,
         prices=read_prices(price_file) if price_file is not None else {},
         log_json=log_json,
         log_requests=not disable_log_requests,
@@ -190,6 +196,17 @@ def run(
         serve(create_app(llm, server_config), lambda host, port: _announce(llm, server_config, host, port))
     finally:
         llm.close()
+
+
+def _tracer_provider(endpoint: str) -> Any:
+    try:
+        from fastllm.server.tracing import exporting_provider
+
+        return exporting_provider(endpoint)
+    except ImportError:
+        raise InvalidRequestError(
+            "--otlp-traces-endpoint needs the otel extra: pip install 'fastllm-runtime[server,otel]'"
+        ) from None
 
 
 def _name_of(model: str | None) -> str:

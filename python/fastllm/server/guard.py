@@ -80,6 +80,8 @@ class Guard:
                 await error_answer(internal_error(), context)(scope, receive, send_with_id)
         finally:
             self._state.observer.answered(context, scope["method"])
+            if self._state.tracing is not None:
+                self._state.tracing.answered(context, scope)
             if self._state.config.log_requests:
                 log_request(context, scope)
 

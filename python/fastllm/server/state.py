@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from typing import TYPE_CHECKING
 
 from fastllm import AsyncLLM, SamplingParams
 from fastllm.server.bandwidth import BandwidthShare
@@ -13,6 +14,9 @@ from fastllm.server.filters import FilterChain
 from fastllm.server.observer import Observer
 from fastllm.server.openai.reasoning import BEGIN, END
 from fastllm.server.openai.tools import Style, tool_style
+
+if TYPE_CHECKING:
+    from fastllm.server.tracing import Tracing
 
 
 @dataclasses.dataclass(slots=True)
@@ -32,6 +36,7 @@ class ServerState:
     literals: dict[str, str] = dataclasses.field(default_factory=dict)
     longest_step_s: float = 0.0
     bandwidth: BandwidthShare | None = None
+    tracing: Tracing | None = None
     # The watchdog's view: counters at its last look, and since when they stand still while there is work.
     num_steps: int = -1
     still_since: float | None = None
@@ -43,6 +48,10 @@ class ServerState:
         self.page_bytes = int(info["kv_page_bytes"])
         if self.config.memory_bandwidth is not None:
             self.bandwidth = BandwidthShare(self.config.memory_bandwidth)
+        if self.config.tracer_provider is not None:
+            from fastllm.server.tracing import Tracing
+
+            self.tracing = Tracing(self.config.tracer_provider, with_content=self.config.trace_content)
         self.tool_style = tool_style(self.config.tool_call_parser, self.llm.chat_template)
 
     @property
