@@ -1,13 +1,14 @@
 """examples/fastapi_app.py as a process: the model and the rest of the app share a loop, and it stops when told to."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import openai
@@ -51,39 +52,37 @@ def app():
             process.kill()
 
 
+def running(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", "/llm/metrics")
+        text = connection.getresponse().read().decode()
+    return float(re.search(r"^vllm:num_requests_running\{.*\} (.*)$", text, re.M)[1])
+
+
 def test_a_fastapi_app_serves_the_model_next_to_its_other_work(app):
     process, port = app
-    done = threading.Event()
-
-    def other_work():
-        count = 0
-        while not done.is_set():
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/llm/v1", api_key="none", max_retries=0) as client:
+        # Seconds of work for the model, during which the rest of the app answers, and so do requests of either kind.
+        long = client.completions.create(
+            model="fastllm-demo", prompt="The os module", n=24, max_tokens=900, extra_body={"ignore_eos": True},
+            stream=True,
+        )  # fmt: skip
+        next(iter(long))
+        for _ in range(3):
             status, answer = call(port, "GET", "/time")
             assert status == 200 and answer["time"]
-            count += 1
-        return count
-
-    with (
-        concurrent.futures.ThreadPoolExecutor(9) as pool,
-        openai.OpenAI(base_url=f"http://127.0.0.1:{port}/llm/v1", api_key="none", max_retries=0) as client,
-    ):
-        try:
-            counted = pool.submit(other_work)
-            summaries = [pool.submit(call, port, "POST", "/summary", {"text": f"The os module {i}"}) for i in range(8)]
-            stream = client.chat.completions.create(
-                model="fastllm-demo", messages=[{"role": "user", "content": "Hi"}], max_tokens=30, stream=True
-            )
-            assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
-            for summary in summaries:
-                status, answer = summary.result()
-                assert status == 200 and isinstance(answer["summary"], str)
-        finally:
-            done.set()
-        # More often than there were answers of the model: it did not wait for them.
-        print(f"{counted.result()} answers of the rest of the app")
-        assert counted.result() > len(summaries)
-    same = [call(port, "POST", "/summary", {"text": "The os module 0"}) for _ in range(2)]
-    assert same[0] == same[1] == summaries[0].result()
+        assert running(port) > 0
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            texts = [{"text": f"The os module {i % 4}"} for i in range(8)]
+            summaries = list(pool.map(lambda text: call(port, "POST", "/summary", text), texts))
+        assert all(status == 200 and isinstance(answer["summary"], str) for status, answer in summaries)
+        assert summaries[:4] == summaries[4:]  # whatever they shared a batch with
+        long.close()
+        wait_for(lambda: running(port) == 0)
+        messages = [{"role": "user", "content": "Hi"}]
+        chat = client.chat.completions.create(model="fastllm-demo", messages=messages, max_tokens=30, stream=True)
+        assert [chunk.choices[0].finish_reason for chunk in chat][-1] in ("stop", "length")
     assert call(port, "POST", "/summary", {})[0] == 422
     assert call(port, "POST", "/llm/v1/completions", {"prompt": "a", "telepathy": 1})[0] == 400
     process.send_signal(signal.SIGTERM)
