@@ -221,7 +221,7 @@ def test_slow_senders_are_closed_and_hold_nobody_up(server):
         b"TRACE / HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"G\xc3\xa9T /health HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n\x1f\x8b",
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n\x1f\x8b",
     ],
     ids=lambda data: f"{data[:60]!r}",
 )

@@ -1,14 +1,17 @@
 """``fastllm serve`` as a process: start, drain, signals, wrong usage."""
 
+import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -84,6 +87,39 @@ def test_running_streams_end_whole_and_new_requests_get_503(sig):
         assert all(stream.read().endswith(b"data: [DONE]\n\n") for stream in streams)
         code, log = command.end()
         assert code == 0 and "Traceback" not in log
+
+
+def test_a_drain_under_load_cuts_no_stream():
+    """Clients keep coming while the server is told to stop: each stream is whole, or was refused as a whole."""
+    with Command("--max-num-seqs", "8", "--max-queue", "16", "--disable-log-requests").wait_until_listening() as command:
+        outcomes, begun = [], threading.Event()
+
+        def client(seed):
+            rng = random.Random(seed)
+            while True:
+                try:
+                    answer = command.stream(rng.randrange(50, 400))
+                    data = answer.read()
+                except (ConnectionError, http.client.RemoteDisconnected):  # it has stopped
+                    return outcomes.append("gone")
+                if answer.status == 503:
+                    assert answer.headers["retry-after"]
+                    outcomes.append("refused")
+                    time.sleep(0.01)
+                    continue
+                assert answer.status == 200
+                outcomes.append("whole" if data.endswith(b"data: [DONE]\n\n") else "cut")
+                begun.set()
+
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            clients = [pool.submit(client, seed) for seed in range(24)]
+            assert begun.wait(30)
+            command.process.send_signal(signal.SIGTERM)
+            for one in clients:
+                one.result(60)
+        code, log = command.end()
+        assert code == 0 and "Traceback" not in log
+        assert "cut" not in outcomes and outcomes.count("whole") >= 8 and "gone" in outcomes
 
 
 def test_the_second_signal_ends_it_at_once_and_the_drain_has_an_end():

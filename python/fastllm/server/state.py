@@ -30,6 +30,7 @@ class ServerState:
     started: float = dataclasses.field(default_factory=time.time)
     is_ready: bool = False
     is_draining: bool = False
+    num_requests: int = 0  # that were let in and are not answered yet
     max_model_len: int = 0
     max_num_seqs: int = 0
     page_bytes: int = 0
