@@ -91,7 +91,8 @@ def test_running_streams_end_whole_and_new_requests_get_503(sig):
 
 def test_a_drain_under_load_cuts_no_stream():
     """Clients keep coming while the server is told to stop: each stream is whole, or was refused as a whole."""
-    with Command("--max-num-seqs", "8", "--max-queue", "16", "--disable-log-requests").wait_until_listening() as command:
+    options = ["--max-num-seqs", "8", "--max-queue", "16", "--disable-log-requests"]
+    with Command(*options).wait_until_listening() as command:
         outcomes, begun = [], threading.Event()
 
         def client(seed):

@@ -173,6 +173,8 @@ def test_a_keys_cached_prefixes_are_its_own(server):
     assert cached("sk-salted-key") == 0 < cached("sk-salted-key")
     # Nor can a client reach another key's by a salt of its own that looks like that one's.
     assert cached(SECRET, cache_salt="b") == cached(SECRET, cache_salt="b/") == 0
+    with pytest.raises(InvalidRequestError, match="slash"):
+        ServerConfig(api_keys=(ApiKey("a", SECRET, cache_salt="b/c"),))
 
 
 def test_logs_and_errors_hold_no_keys_and_no_prompts(server, caplog, monkeypatch):

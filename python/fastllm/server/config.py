@@ -121,6 +121,8 @@ class ServerConfig:
         for key in self.api_keys:
             if len(key.secret) < 8 or not key.secret.isascii() or not key.secret.isprintable() or " " in key.secret:
                 raise InvalidRequestError(f"API key {key.name!r}: at least 8 printable ASCII characters, no spaces")
+            if "/" in key.cache_salt:
+                raise InvalidRequestError(f"API key {key.name!r}: cache_salt must not contain a slash")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(

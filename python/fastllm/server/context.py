@@ -88,8 +88,9 @@ class RequestContext:
         return (self.key.priority if self.key else 0) + (own or 0)
 
     def cache_salt(self, own: str | None) -> str:
-        """A key's own salt comes first: no client can reach the prefixes of another key."""
-        return (f"{self.key.cache_salt}/" if self.key and self.key.cache_salt else "") + (own or "")
+        """A key's own salt comes first, and has no slash: no client can reach the prefixes of another key."""
+        scope, own = self.key.cache_salt if self.key else "", own or ""
+        return f"{scope}/{own}" if scope or own else ""
 
     @property
     def cost(self) -> Cost:
