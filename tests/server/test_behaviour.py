@@ -102,7 +102,7 @@ def test_killed_clients_leave_nothing_behind(server):
             client.stdin.write(b"go\n")
             client.stdin.flush()
         assert all(client.stdout.readline() == b"b'data:'\n" for client in clients)
-        assert server.stats()["num_running"] == 4
+        wait_for(lambda: server.stats()["num_running"] == 4)  # a step's figures come after its tokens
     finally:
         for client in clients:
             client.kill()
