@@ -199,6 +199,16 @@ def test_wrong_usage_ends_with_2_and_a_sentence(options, text):
     assert code == 2 and text in re.sub(r"\x1b\[[0-9;]*m", "", log) and "Traceback" not in log
 
 
+def test_a_model_without_a_tokenizer_is_refused_with_a_sentence(tmp_path):
+    shape = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300, "hidden_size": 32,
+             "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+             "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_act": "silu", "rope_theta": 1e4}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    with Command(str(tmp_path), "--load-format", "dummy") as command:
+        code, log = command.end()
+    assert code == 2 and "tokenizer" in log and "Traceback" not in log
+
+
 def test_without_the_extra_there_is_a_line_with_the_pip_command():
     block = "import sys; sys.modules['starlette'] = None; from fastllm.cli import main; main()"
     found = subprocess.run([sys.executable, "-c", block, "serve"], capture_output=True, text=True)

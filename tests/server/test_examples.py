@@ -69,6 +69,7 @@ def test_a_fastapi_app_serves_the_model_next_to_its_other_work(app):
             stream=True,
         )  # fmt: skip
         next(iter(long))
+        wait_for(lambda: running(port) > 0)
         for _ in range(3):
             status, answer = call(port, "GET", "/time")
             assert status == 200 and answer["time"]

@@ -188,10 +188,11 @@ def run(
     if require_gate:
         check_gate(model, revision)
     llm = AsyncLLM(model, **engine)
-    if memory_bandwidth is None and llm.info()["device"] == "cpu":
-        measured = _core.measure_read_bandwidth(llm.info()["num_threads"])
-        server_config = dataclasses.replace(server_config, memory_bandwidth=measured)
     try:
+        llm.decode([0])  # a model without a tokenizer is refused here, and not by the first request
+        if memory_bandwidth is None and llm.info()["device"] == "cpu":
+            measured = _core.measure_read_bandwidth(llm.info()["num_threads"])
+            server_config = dataclasses.replace(server_config, memory_bandwidth=measured)
         set_up_logs(as_json=log_json)
         serve(create_app(llm, server_config), lambda host, port: _announce(llm, server_config, host, port))
     finally:
