@@ -462,6 +462,9 @@ class Model:
 
     def unfilled(self) -> list[str]: ...
 
+    def measure_read_bandwidth(self, num_threads: int) -> float:
+        """Bytes per second at which the weights are read; 0: not known."""
+
     def matrix_bytes(self) -> dict:
         """Bytes of each matrix as it is held."""
 
@@ -504,9 +507,6 @@ def measure_limits(num_threads: int) -> dict:
     """
     Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.
     """
-
-def measure_read_bandwidth(num_threads: int) -> float:
-    """Bytes per second that this machine reads from memory, measured now."""
 
 def default_num_threads() -> int:
     """

@@ -238,6 +238,10 @@ class AsyncLLM:
         """See ``LLM.expert_use``."""
         return self._runtime.expert_use()
 
+    def measure_read_bandwidth(self) -> float | None:
+        """See ``LLM.measure_read_bandwidth``."""
+        return self._runtime.measure_read_bandwidth()
+
     @property
     def chat_template(self) -> str | None:
         """The Jinja text of the model's chat template, if it has one."""

@@ -279,6 +279,13 @@ class LLM:
         """
         return self._runtime.expert_use()
 
+    def measure_read_bandwidth(self) -> float | None:
+        """Bytes per second at which the engine's threads read the weights where they lie: from memory, or from the
+        processor's cache if they fit into it. Takes a few passes over at most 384 MB; for an engine without work. None
+        on devices that have memory of their own.
+        """
+        return self._runtime.measure_read_bandwidth()
+
     def work_per_token(self) -> dict[str, float]:
         """Parameters, bytes and FLOPs of one token; ``fastllm bench`` divides by them."""
         return self._runtime.work_per_token()

@@ -225,6 +225,10 @@ class Runtime:
         use = np.frombuffer(self.engine.expert_use(), np.int64)
         return use.reshape((self._num_layers, -1, 2) if use.size else (0, 0, 2))
 
+    def measure_read_bandwidth(self) -> float | None:
+        """See ``LLM.measure_read_bandwidth``."""
+        return self._live().measure_read_bandwidth(self._num_threads) or None
+
     def scorer(self) -> _core.Scorer:
         """The model as it gives whole rows of logits, in the memory that was planned for the engine, which ends here.
 

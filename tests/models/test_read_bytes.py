@@ -77,3 +77,10 @@ def test_of_a_window_only_what_is_in_it_is_read(tmp_path):
 def of_layers(matrices):
     """Without experts."""
     return sum(size for name, size in matrices.items() if name.startswith("layers.") and ".experts." not in name)
+
+
+def test_the_bandwidth_is_that_of_reading_the_weights():
+    with LLM(max_model_len=64, kv_cache_tokens=128) as llm:
+        assert llm.measure_read_bandwidth() > 1e8
+    with LLM(max_model_len=64, kv_cache_tokens=128, device="cuda:emulated") as llm:
+        assert llm.measure_read_bandwidth() is None  # its memory is not this machine's

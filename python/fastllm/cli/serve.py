@@ -127,7 +127,7 @@ def run(
         if error.name is not None and error.name.split(".")[0] == "fastllm":
             raise
         raise InvalidRequestError(_NEEDS) from None
-    from fastllm import AsyncLLM, _core
+    from fastllm import AsyncLLM
 
     keys: tuple[ApiKey, ...] = read_api_keys(api_key_file) if api_key_file is not None else ()
     if api_key is not None:
@@ -190,9 +190,8 @@ def run(
     llm = AsyncLLM(model, **engine)
     try:
         llm.decode([0])  # a model without a tokenizer is refused here, and not by the first request
-        if memory_bandwidth is None and llm.info()["device"] == "cpu":
-            measured = _core.measure_read_bandwidth(llm.info()["num_threads"])
-            server_config = dataclasses.replace(server_config, memory_bandwidth=measured)
+        if memory_bandwidth is None:
+            server_config = dataclasses.replace(server_config, memory_bandwidth=llm.measure_read_bandwidth())
         set_up_logs(as_json=log_json)
         serve(create_app(llm, server_config), lambda host, port: _announce(llm, server_config, host, port))
     finally:

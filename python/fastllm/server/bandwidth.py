@@ -1,7 +1,7 @@
 """The share of the memory bandwidth that the engine's steps reach: bytes that they had to read, by the time of their
 forward passes, by what the device reads per second.
 
-Above 1 where weights are read from a cache instead; low while steps prefill, whose limit is arithmetic.
+Low while steps prefill, whose limit is arithmetic.
 """
 
 from __future__ import annotations
