@@ -94,9 +94,11 @@ bool EngineCore::step() {
   const bool has_run = scheduler_.has_work() && run_step();
   erase_finished_requests();
   flush();
-  if (has_run) stats_.hand_over_s += monotonic_s() - charged_until_s_;
+  if (has_run) {
+    read_expert_totals();
+    stats_.hand_over_s += monotonic_s() - charged_until_s_;
+  }
   if (!has_run || !scheduler_.has_work()) charged_until_s_ = 0.0;
-  if (has_run) read_expert_totals();
   return has_run;
 }
 
