@@ -339,6 +339,11 @@ class Runtime:
                 self._structured = Structured(compiler, MaskWorker(self.engine, self._vocab_size))
             return self._structured
 
+    @property
+    def num_grammars(self) -> int:
+        """Of requests that have not ended."""
+        return 0 if self._structured is None else self._structured.worker.num_grammars
+
     def prepare_embedding(self, prompt: Prompt, pooling: Pooling) -> PreparedEmbedding:
         """``prepare`` for an embedding. Raises InvalidRequestError for a wrong `pooling`."""
         pooling.check(self.hidden_size)

@@ -24,8 +24,8 @@ class ApiKey:
         secret: the key itself; never logged.
         requests_per_minute, tokens_per_minute: token buckets that hold one minute's worth.
         max_concurrent: requests at the same time.
-        priority: of this key's requests in the engine; lower is served first.
-        cache_salt: requests share cached prefixes only within the same salt.
+        priority: of this key's requests in the engine; lower is served first. A request can only add to it.
+        cache_salt: requests share cached prefixes only within the same salt; keys of the same salt share theirs.
     """
 
     name: str

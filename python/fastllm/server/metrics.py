@@ -186,6 +186,7 @@ class _Counters(Collector):
             yield self._gauge("fastllm:memory_bandwidth_share", "Of it, reached in the last ten seconds' steps.",
                               bandwidth.share(s))  # fmt: skip
         yield self._counter("fastllm:nonfinite_rows", "Rows of logits with NaN or infinity.", s["num_nonfinite_rows"])
+        yield self._gauge("fastllm:grammars", "Of requests that have not ended.", s["num_grammars"])
         yield self._counter("fastllm:grammar_masks", "Masks of structured outputs that were asked for.", s["num_masks"])
         yield self._counter(
             "fastllm:grammar_masks_late",
