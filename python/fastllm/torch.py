@@ -1,8 +1,9 @@
 """The operations of :mod:`fastllm.ops` as operators of torch, so that ``torch.compile`` keeps them in its graphs.
 
-Importing this module needs torch (2.4 has the interfaces, 2.13 is what tests run) and registers ``torch.ops.fastllm.*``. The functions here mean what those
-of :mod:`fastllm.ops` mean, on tensors; each runs on the device of its weight or cache, or of its first tensor. They are
-for inference: nothing has a derivative. ``sample`` is not among them, since its parameters are no tensors.
+Importing this module needs torch (2.4 has the interfaces, 2.13 is what the tests run) and registers
+``torch.ops.fastllm.*``. The functions here mean what those of :mod:`fastllm.ops` mean, on tensors; each runs on the
+device of its weight or cache, or of its first tensor. They are for inference: nothing has a derivative. ``sample`` is
+not among them, since its parameters are no tensors.
 
 >>> import torch
 >>> import fastllm.torch as ft
