@@ -4,6 +4,7 @@ Built once into build/native-* with the fault points compiled in, then each prog
 the arguments that repeat it, for example `build/native-ninja/tests/native/engine_simulation --schedules 1 --seed 17`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -53,6 +54,18 @@ def programs():
 def test_program(programs, name):
     output = run(programs / name, timeout=300)
     assert "ok " in output
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", ["bench_paged_attention", "bench_int4_gemm", "bench_moe", "bench_step"])
+def test_a_benchmark_of_the_cuda_backend_runs_in_the_emulator(programs, name, tmp_path):
+    benches = programs.parents[1] / "benches" / "cuda"
+    run(benches / "bench_ceilings_emulated", "--json", tmp_path / "ceilings.json", timeout=100)
+    options = ["--device", "cuda:emulated", "--smoke", "--ceilings", tmp_path / "ceilings.json"]
+    output = run(benches / name, *options, "--json", tmp_path / "out.json", timeout=300)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["is_smoke"] and all(row["name"] in output and row["seconds"] > 0 for row in report["rows"])
+    assert len(report["rows"]) >= 4
 
 
 @pytest.mark.timeout(1500)
