@@ -5,48 +5,13 @@ the arguments that repeat it, for example `build/native-ninja/tests/native/engin
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from building import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted(re.findall(r"^fastllm_native_test\((\w+)", (ROOT / "tests/native/CMakeLists.txt").read_text(), re.M))
 SEEDS = sorted((ROOT / "tests" / "seeds").glob("*.txt"))
-
-
-def find_tool(name):
-    """A build tool of the environment that runs the tests, else of the machine."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name)
-
-
-def run(*command, timeout):
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-    assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout[-8000:]}\n{result.stderr[-8000:]}"
-    return result.stdout
-
-
-@pytest.fixture(scope="session")
-def programs():
-    cmake, ninja = find_tool("cmake"), find_tool("ninja")
-    assert cmake, "cmake is needed: pip install cmake"
-    build = ROOT / "build" / ("native-ninja" if ninja else "native-make")
-    # A compiler newer than ours may warn of more; continuous integration says that warnings are errors.
-    werror = os.environ.get("FASTLLM_WERROR", "OFF")
-    options = ["-DCMAKE_BUILD_TYPE=Release", "-DFASTLLM_NATIVE_TESTS=ON", "-DFASTLLM_PYTHON=OFF"]
-    options.append(f"-DFASTLLM_WERROR={werror}")
-    if shutil.which("ccache"):
-        options.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
-    if ninja:
-        options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    run(cmake, "-S", ROOT, "-B", build, *options, timeout=300)
-    run(cmake, "--build", build, "-j", str(len(os.sched_getaffinity(0))), timeout=1200)
-    return build / "tests" / "native"
 
 
 @pytest.mark.timeout(1500)  # the first one builds
