@@ -88,9 +88,8 @@ void CpuBackend::linear(const LinearArgs& args) {
   const Matrix matrix(*args.weight, kernels_);
   check_packed("linear", matrix);
 
-  const int64_t rows_per_pass = std::min(scratch_.packed_rows, (scratch_.max_groups - 1) * kGroupRows + 1);
-  for (int64_t first = 0; first < args.x.rows; first += rows_per_pass) {
-    const int64_t num_rows = std::min(rows_per_pass, args.x.rows - first);
+  for (int64_t first = 0; first < args.x.rows; first += scratch_.packed_rows) {
+    const int64_t num_rows = std::min(scratch_.packed_rows, args.x.rows - first);
     const int64_t num_groups = ceil_div(num_rows, kGroupRows);
     for (int64_t g = 0; g < num_groups; ++g) {  // as even as possible: 100 rows are 50 + 50
       const int64_t begin = num_rows * g / num_groups;
