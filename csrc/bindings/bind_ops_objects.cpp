@@ -49,6 +49,7 @@ void OpsBackend::grow(const OpLimits& need) {
 
 OpsWeight::OpsWeight(Owner backend, const InArray& a, const std::optional<std::string>& dtype)
     : owner(std::move(backend)) {
+  expect_on_host(a, "PackedWeight: the array");
   const DType source = dtype_of(a, "PackedWeight: the array");
   if (size_of(source) > 4 || source == DType::kI32 || source == DType::kU8) {
     fail(ErrorKind::kInvalidRequest, "PackedWeight: the array is ", name_of(source), ", expected a float type");
@@ -56,14 +57,15 @@ OpsWeight::OpsWeight(Owner backend, const InArray& a, const std::optional<std::s
   take_shape(a, "the array");
   weight.desc.format = format_of(dtype.has_value() ? parse_float_dtype(*dtype) : source);
   check(weight.desc);
-  const GilRelease release;
-  allocate();
-  const std::size_t first = a.ndim() - 2;
-  for (int64_t x = 0; x < weight.desc.num_experts; ++x) {
-    const int64_t offset = first == 1 ? x * a.stride(0) * size_of(source) : 0;
-    owner->get().pack(weight, {static_cast<const std::byte*>(a.data()) + offset, source, a.stride(first),
-                               a.stride(first + 1), 0, weight.desc.n, x});
-  }
+  owner->run({}, CallArrays(0), [&](Backend& b, OnDevice&) {
+    allocate(b);
+    const std::size_t first = a.ndim() - 2;
+    for (int64_t x = 0; x < weight.desc.num_experts; ++x) {
+      const int64_t offset = first == 1 ? x * a.stride(0) * size_of(source) : 0;
+      b.pack(weight, {static_cast<const std::byte*>(a.data()) + offset, source, a.stride(first), a.stride(first + 1), 0,
+                      weight.desc.n, x});
+    }
+  });
 }
 
 OpsWeight::OpsWeight(Owner backend, const InArray& codes, const InArray& scales, const std::optional<InArray>& zeros,
@@ -80,17 +82,23 @@ OpsWeight::OpsWeight(Owner backend, const InArray& codes, const InArray& scales,
   const int64_t num_codes = desc.n * desc.k;
   const int64_t num_scales = desc.n * desc.groups();
   const uint8_t* code = as_bytes(codes, "PackedWeight: codes", desc.num_experts * num_codes);
+  expect_on_host(scales, "PackedWeight: scales");
   const float* scale = as_floats(scales, "PackedWeight: scales", desc.num_experts * num_scales);
   const uint8_t* zero =
       zeros.has_value() ? as_bytes(*zeros, "PackedWeight: zeros", desc.num_experts * num_scales) : nullptr;
-  const GilRelease release;
-  allocate();
-  for (int64_t x = 0; x < desc.num_experts; ++x) {
-    const CodeSlice slice{
-        code + x * num_codes, scale + x * num_scales, zero != nullptr ? zero + x * num_scales : nullptr, 0, desc.n, x};
-    check(desc, slice);
-    owner->get().pack_codes(weight, slice);
-  }
+  owner->run({}, CallArrays(0), [&](Backend& b, OnDevice&) {
+    allocate(b);
+    for (int64_t x = 0; x < desc.num_experts; ++x) {
+      const CodeSlice slice{code + x * num_codes,
+                            scale + x * num_scales,
+                            zero != nullptr ? zero + x * num_scales : nullptr,
+                            0,
+                            desc.n,
+                            x};
+      check(desc, slice);
+      b.pack_codes(weight, slice);
+    }
+  });
 }
 
 void OpsWeight::take_shape(const InArray& a, const char* name) {
@@ -104,8 +112,8 @@ void OpsWeight::take_shape(const InArray& a, const char* name) {
   weight.desc.num_experts = first == 1 ? static_cast<int64_t>(a.shape(0)) : 1;
 }
 
-void OpsWeight::allocate() {
-  memory = owner->get().allocate(owner->get().packed_bytes(weight.desc), "PackedWeight", Contents::kZero);
+void OpsWeight::allocate(Backend& backend) {
+  memory = backend.allocate(backend.packed_bytes(weight.desc), "PackedWeight", Contents::kZero);
   weight.data = memory.data();
 }
 
@@ -117,7 +125,8 @@ OpsKvCache::OpsKvCache(Owner backend, int64_t num_pages, int64_t num_kv_heads, i
   if (num_pages < 0) fail(ErrorKind::kInvalidRequest, "KvCache: num_pages is ", num_pages, ", expected at least 0");
   layer.page_bytes = owner->get().kv_page_bytes(layer.spec);
   layer.num_pages = num_pages;
-  memory = owner->get().allocate(checked_mul(layer.page_bytes, num_pages, "KvCache"), "KvCache", Contents::kZero);
+  const int64_t bytes = checked_mul(layer.page_bytes, num_pages, "KvCache");
+  owner->run({}, CallArrays(0), [&](Backend& b, OnDevice&) { memory = b.allocate(bytes, "KvCache", Contents::kZero); });
   layer.data = memory.data();
 }
 
@@ -126,7 +135,9 @@ nb::bytes OpsKvCache::page_bytes(int64_t page) const {
     fail(ErrorKind::kInvalidRequest, "KvCache: page ", page, " is not one of ", layer.num_pages);
   }
   std::vector<std::byte> bytes(static_cast<std::size_t>(layer.page_bytes));
-  owner->get().download(bytes.data(), layer.data + page * layer.page_bytes, layer.page_bytes);
+  owner->run({}, CallArrays(0), [&](Backend& b, OnDevice&) {
+    b.download(bytes.data(), layer.data + page * layer.page_bytes, layer.page_bytes);
+  });
   return nb::bytes(bytes.data(), bytes.size());
 }
 
@@ -210,7 +221,13 @@ void bind_ops_objects(nb::module_& m) {
       .def(nb::init<const std::string&, int>(), "device"_a, "num_threads"_a = 0)
       .def_prop_ro("name", [](OpsBackend& b) { return b.get().name(); })
       .def_prop_ro("num_threads", [](OpsBackend& b) { return b.get().num_threads(); })
-      .def_prop_ro("page_size", [](OpsBackend& b) { return b.get().page_size(); });
+      .def_prop_ro("page_size", [](OpsBackend& b) { return b.get().page_size(); })
+      .def("empty", [](OpsBackend& b, const std::vector<int64_t>& shape,
+                       const std::string& dtype) { return empty_array(b.get(), shape, dtype); })
+      .def("copy", [](OpsBackend& b, CallArrays& arrays, const InArray& from, const OutArray& to) {
+        b.run({}, arrays, [&](Backend& backend, OnDevice&) { copy_array(backend, from, to); });
+      });
+  nb::class_<CallArrays>(m, "OpsCallArrays").def(nb::init<uintptr_t>(), "stream"_a);
 }
 
 }  // namespace fastllm

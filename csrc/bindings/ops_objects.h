@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/call_arrays.h"
 #include "bindings/gil.h"
 #include "bindings/on_device.h"
 #include "bindings/ops_arrays.h"
@@ -24,11 +25,13 @@ class OpsBackend {
 
   // Runs f(backend, arguments on its device) without the GIL, with scratch for `need`.
   template <class F>
-  void run(const OpLimits& need, F&& f) {
+  void run(const OpLimits& need, const CallArrays& arrays, F&& f) {
+    arrays.expect_usable_on(dlpack_device(*backend_));
     const GilRelease release;
     const std::lock_guard lock(mutex_);
     grow(need);
-    OnDevice on(*backend_);
+    const OnStream scope(*backend_, arrays.stream());
+    OnDevice on(*backend_, arrays.are_on_device());
     f(*backend_, on);
     on.finish();
   }
@@ -56,7 +59,7 @@ struct OpsWeight {
 
  private:
   void take_shape(const InArray& a, const char* name);
-  void allocate();
+  void allocate(Backend& backend);
 };
 
 struct OpsKvCache {

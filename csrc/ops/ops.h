@@ -263,6 +263,10 @@ class Backend {
   [[nodiscard]] virtual int64_t scratch_bytes(const OpLimits& limits) const = 0;
   virtual void reserve(const OpLimits& limits) = 0;  // the only allocation; scratch_bytes(limits) bytes
 
+  // Until the next call, work goes into a stream of the caller's (CUDA: a cudaStream_t), behind what was asked for
+  // before; nullptr: back to the backend's own. A backend on the host has none.
+  virtual void use_stream(void* stream) = 0;
+
   // Only where has_graphs(). Calls `work`, which calls operations and nothing else, and records it at the first call
   // with a key; later ones may only repeat that: shapes and addresses must follow from the key.
   [[nodiscard]] virtual bool has_graphs() const = 0;

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tolerances.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tolerances.py, tests/devices.py
 
 import oracle
 

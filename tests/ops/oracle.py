@@ -2,6 +2,7 @@
 
 import numpy as np
 import tolerances
+from devices import has_cuda
 import torch
 
 import fastllm
@@ -9,14 +10,6 @@ from fastllm import _core, ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KV_DTYPES = (*DTYPES, "int8", "fp8")
-
-
-def has_cuda():
-    try:
-        ops.Device("cuda")
-    except fastllm.DeviceError:
-        return False
-    return True
 
 
 def device_names():
