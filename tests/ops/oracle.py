@@ -2,10 +2,9 @@
 
 import numpy as np
 import tolerances
-from devices import has_cuda
 import torch
+from devices import has_cuda
 
-import fastllm
 from fastllm import _core, ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
