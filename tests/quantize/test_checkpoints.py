@@ -217,6 +217,27 @@ def test_transformers_computes_the_same_from_compressed_tensors(
     assert (got - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["moe_model", "shared_model"])
+def test_transformers_holds_the_same_mixture_of_experts(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Weights, not logits: it rounds decoded experts to bfloat16. What its config does not name as float (routers,
+    gates of shared experts) it would replace with parts of a quantized layer, filled with nothing."""
+    out = _quantize(request.getfixturevalue(kind), tmp_path / "out", method="rtn").path
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    expected = _read(out)
+    held = dict(model.named_parameters())
+    for name in [name for name in expected if name.endswith((".mlp.gate.weight", "norm.weight", "expert_gate.weight"))]:
+        assert torch.equal(held[name], expected[name]), name
+    for name in [name for name in held if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        projections = ("gate_proj", "up_proj") if "gate_up" in name else ("down_proj",)
+        for i, expert in enumerate(held[name]):
+            parts = [expected[f"{name.rpartition('.')[0]}.{i}.{part}.weight"] for part in projections]
+            assert torch.equal(expert, torch.cat(parts).bfloat16().float()), (name, i)
+
+
 @pytest.mark.parametrize("variant", ["rtn", "rtn, zero points", "rtn 8 bits, whole rows"])
 def test_compressed_tensors_decodes_what_was_computed(
     variant: str, dense_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

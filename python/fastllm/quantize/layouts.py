@@ -102,9 +102,11 @@ def _compressed(found: Codes, settings: Settings) -> dict[str, Tensor]:
     return parts
 
 
-def config_of(settings: Settings, schemes: Mapping[str, Scheme | None], ordered: bool) -> dict[str, Any]:
-    """quantization_config for modules with these schemes; None: left in float. `ordered`: g_idx is not k // group."""
-    kept = sorted(name for name, scheme in schemes.items() if scheme is None)
+def config_of(
+    settings: Settings, schemes: Mapping[str, Scheme | None], kept: list[str], ordered: bool
+) -> dict[str, Any]:
+    """quantization_config for modules with these schemes, and for linear layers `kept` in float. `ordered`: g_idx is
+    not k // group."""
     if settings.layout == "gptq":
         config: dict[str, Any] = {
             "quant_method": "gptq", "bits": settings.bits, "group_size": settings.group, "sym": settings.symmetric,

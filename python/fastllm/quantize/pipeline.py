@@ -169,8 +169,15 @@ class Pipeline:
         sizes = [t.num_bytes if isinstance(t, StoredTensor) else t.numel() * t.element_size() for t in tensors.values()]
         return {
             "file": name, "tensors": list(tensors), "bytes": sum(sizes),
-            "modules": [report.as_dict() for report in reports],
+            "modules": [report.as_dict() for report in reports], "in_float": self._in_float(tensors),
         }  # fmt: skip
+
+    def _in_float(self, tensors: dict[str, Content]) -> list[str]:
+        """Matrices that a reader would take for quantized ones if the config did not name them: routers, gates of
+        shared experts, the linear layers of a vision tower. Embeddings are among them, where it does no harm."""
+        names = [name.removesuffix(".weight") for name, content in tensors.items()
+                 if name.endswith(".weight") and len(content.shape) == 2]  # fmt: skip
+        return [name for name in names if self.schemes.get(name) is None]
 
     # What is in no layer.
 

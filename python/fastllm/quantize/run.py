@@ -79,7 +79,7 @@ def run(
     modules = [module for entry in journal.layers for module in entry["modules"]]
     found: dict[str, Any] = {
         **job, "method": settings.method, "summary": reports.summarize(modules, settings.method), "modules": modules,
-        "left_in_float": source.unnamed + sorted(n for n, scheme in pipeline.schemes.items() if scheme is None),
+        "left_in_float": source.unnamed + _in_float(pipeline, journal),
         "files": reports.hashes(reports.weight_files(journal.folder)), "evaluation": None, "gate": None,
     }  # fmt: skip
     if evaluation is not None:
@@ -99,6 +99,12 @@ def run(
     return {**found, "path": str(place)}
 
 
+def _in_float(pipeline: Pipeline, journal: Journal) -> list[str]:
+    """Linear layers that are not quantized; a tied head, which is no tensor of its own, too."""
+    kept = {name for entry in journal.layers for name in entry["in_float"]}
+    return sorted(kept | {name for name, scheme in pipeline.schemes.items() if scheme is None})
+
+
 def _finish(pipeline: Pipeline, source: ModelSource, settings: Settings, journal: Journal) -> None:
     """Index, config and the other files of the folder."""
     files = {entry["file"]: entry["tensors"] for entry in journal.layers}
@@ -108,7 +114,7 @@ def _finish(pipeline: Pipeline, source: ModelSource, settings: Settings, journal
     if not modules:
         raise InvalidRequestError("the overrides leave no module to quantize")
     is_ordered = settings.act_order == "group" and settings.method == "gptq" and settings.group != -1
-    config["quantization_config"] = config_of(settings, pipeline.schemes, is_ordered)
+    config["quantization_config"] = config_of(settings, pipeline.schemes, _in_float(pipeline, journal), is_ordered)
     if pipeline.quantizes_head:
         config["tie_word_embeddings"] = False
     write_json(journal.folder / "config.json", config)
