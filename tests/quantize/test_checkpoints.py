@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastllm.demo import CALIBRATION_TEXT, DEMO_MODEL
 from fastllm.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from fastllm.evaluation.scoring import ScoredModel
 from fastllm.quantize import pipeline, report
+from fastllm.quantize.journal import Journal
 from fastllm.quantize.layer import Layer
 from fastllm.quantize.source import read_fill
 
@@ -130,6 +132,39 @@ def test_a_killed_run_goes_on_where_it_was(method: str, dense_model: Path, tmp_p
     resumed = _quantize(dense_model, tmp_path / "out", method=method, progress=progress)
     assert "layer 1" not in seen
     assert resumed.report["files"] == whole.report["files"]  # the same bytes
+
+
+def test_what_the_journal_names_is_on_the_disk(
+    dense_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure must not leave a journal that counts a layer whose outputs were still in memory."""
+    synced: set[tuple[int, int]] = set()  # inode, size
+    fsync, finish = os.fsync, Journal.finish
+
+    def recording_fsync(fd: int) -> None:
+        fsync(fd)
+        synced.add((os.fstat(fd).st_ino, os.fstat(fd).st_size))
+
+    def checking_finish(self: Journal, entry: dict[str, Any]) -> None:
+        waiting = [self.folder / entry["file"], *self.folder.glob("work/*.f32")]
+        assert len(waiting) >= 2 and all((p.stat().st_ino, p.stat().st_size) in synced for p in waiting), waiting
+        finish(self, entry)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(Journal, "finish", checking_finish)
+    _quantize(dense_model, tmp_path / "out", method="gptq", num_samples=4)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("name", ["hidden-1", "model-00002-of-00004"])
+def test_a_full_disk_is_an_error(name: str, dense_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "layer 0":
+            folder = tmp_path / "out.partial"
+            ((folder / "work" if "hidden" in name else folder) / f"{name}.writing").symlink_to("/dev/full")
+
+    with pytest.raises(CheckpointError, match=rf"{name}.*No space left"):
+        _quantize(dense_model, tmp_path / "out", method="gptq", num_samples=4, progress=progress)
 
 
 def test_the_report_belongs_to_the_files(dense_model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fastllm.checkpoint.safetensors import Tensor as StoredTensor
 from fastllm.models.fills import Fill, MatrixFill
 from fastllm.quantize.calibration import Ids
 from fastllm.quantize.grid import Codes, check_finite
-from fastllm.quantize.journal import F32, Journal
+from fastllm.quantize.journal import Journal
 from fastllm.quantize.layer import Layer, rms_norm
 from fastllm.quantize.layer_quantizer import LayerQuantizer
 from fastllm.quantize.layouts import check_shape, tensors_of
@@ -88,30 +88,20 @@ class Pipeline:
 
     # Activations.
 
-    def _hidden(self, layer: int, *, create: bool = False) -> F32:
-        assert self._ids is not None
-        return self._journal.hidden(layer, (*self._ids.shape, self._source.spec.hidden_size), create=create)
-
     def _embed(self) -> None:
         assert self._ids is not None
-        hidden = self._hidden(0, create=True)
-        for at, piece in enumerate(self._ids):
-            hidden[at] = self._source.embedding_rows(piece.tolist()).numpy()
+        self._journal.write_hidden(0, (self._source.embedding_rows(piece.tolist()) for piece in self._ids))
 
     def _batches(self, layer: int) -> Iterator[Tensor]:
-        hidden = self._hidden(layer)
+        assert self._ids is not None
+        hidden = self._journal.hidden(layer, (*self._ids.shape, self._source.spec.hidden_size))
         step = max(1, BATCH_TOKENS // hidden.shape[1])
         for begin in range(0, len(hidden), step):
             yield torch.from_numpy(hidden[begin : begin + step].copy()).to(self._device)
 
     def _advance(self, index: int, layer: Layer) -> None:
         """The inputs of the next layer, by the rounded weights: what a layer lost, the next one sees."""
-        after = self._hidden(index + 1, create=True)
-        at = 0
-        for batch in self._batches(index):
-            out = layer.forward(batch).cpu().numpy()
-            after[at : at + len(out)] = out
-            at += len(out)
+        self._journal.write_hidden(index + 1, (layer.forward(batch).cpu() for batch in self._batches(index)))
 
     # Layers.
 
