@@ -22,6 +22,7 @@ from fastllm.quantize.grid import Codes
 from fastllm.quantize.settings import Scheme, Settings
 from fastllm.quantize.source import Module
 
+_CODES_AT_ONCE = 1 << 20  # a head has hundreds of millions
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -49,13 +50,18 @@ def check_shape(module: Module, scheme: Scheme, settings: Settings) -> None:
 
 
 def pack(codes: Tensor, bits: int, order: Sequence[int] | None = None) -> Tensor:
-    """Codes along the last axis into int32 words, filled up with zeros; place i of a word holds code order[i]."""
+    """Codes [N, K] along the last axis into int32 words, filled up with zeros. Place i of a word: code order[i]."""
     per_word = 32 // bits
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_word))
-    words = padded.to(torch.int32).reshape(*padded.shape[:-1], -1, per_word)
-    out = torch.zeros(words.shape[:-1], dtype=torch.int32, device=codes.device)
-    for place, i in enumerate(order or range(per_word)):
-        out |= words[..., i] << (bits * place)
+    num_rows, num_cols = codes.shape
+    num_words = -(-num_cols // per_word)
+    out = torch.zeros(num_rows, num_words, dtype=torch.int32, device=codes.device)
+    step = max(1, _CODES_AT_ONCE // num_cols)
+    for begin in range(0, num_rows, step):
+        rows = slice(begin, begin + step)
+        padded = torch.nn.functional.pad(codes[rows].to(torch.int32), (0, num_words * per_word - num_cols))
+        words = padded.reshape(-1, num_words, per_word)
+        for place, i in enumerate(order or range(per_word)):
+            out[rows] |= words[..., i] << (bits * place)
     return out
 
 
@@ -89,7 +95,7 @@ def _awq(found: Codes, settings: Settings) -> dict[str, Tensor]:
 def _compressed(found: Codes, settings: Settings) -> dict[str, Tensor]:
     scales = found.scales.to(found.scale_dtype)
     if settings.quantizes_activations:
-        return {"weight": (found.codes.to(torch.int16) - 128).to(torch.int8), "weight_scale": scales}
+        return {"weight": (found.codes ^ 128).view(torch.int8), "weight_scale": scales}
     parts = {
         "weight_packed": pack(found.codes, found.scheme.bits),
         "weight_scale": scales,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fastllm.checkpoint.safetensors import Tensor as StoredTensor
+from fastllm.errors import InvalidRequestError, OutOfMemoryError
+from fastllm.memory import format_bytes
 from fastllm.models.fills import Fill, MatrixFill
 from fastllm.quantize.calibration import Ids
 from fastllm.quantize.grid import Codes, check_finite
@@ -20,9 +22,9 @@ from fastllm.quantize.layer import Layer, rms_norm
 from fastllm.quantize.layer_quantizer import LayerQuantizer
 from fastllm.quantize.layouts import check_shape, tensors_of
 from fastllm.quantize.rounding import ModuleReport, Rounder, relative_error
-from fastllm.quantize.settings import Scheme
+from fastllm.quantize.settings import Scheme, Settings
 from fastllm.quantize.source import DTYPES, ModelSource, Module, is_stacked
-from fastllm.quantize.statistics import InputStats
+from fastllm.quantize.statistics import InputStats, needed_bytes
 from fastllm.quantize.writer import Content, write_safetensors
 
 BATCH_TOKENS = 2048  # of activations that are in memory
@@ -33,40 +35,58 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 Progress = Callable[[str, int, int], None]
 
 
+def plan_modules(source: ModelSource, settings: Settings, max_ram: int) -> dict[str, Scheme | None]:
+    """Schemes by module; None: it stays in float. Everything that can be known before the first layer is read.
+
+    Raises:
+        InvalidRequestError: the format cannot hold a module, or nothing is left to quantize.
+        OutOfMemoryError: `max_ram` does not hold what one matrix needs.
+    """
+    modules = [*(module for modules in source.modules.values() for module in modules), head_of(source)]
+    schemes = {module.name: settings.scheme_of(module.name) for module in modules}
+    quantized = [module for module in modules if schemes[module.name] is not None]
+    if not quantized:
+        raise InvalidRequestError("the overrides leave no module to quantize")
+    for module in quantized:
+        scheme = schemes[module.name]
+        assert scheme is not None
+        check_shape(module, scheme, settings)
+    widest = max(quantized, key=lambda module: module.num_cols)
+    if settings.needs_data and (needed := needed_bytes([widest.num_cols])) > max_ram:
+        raise OutOfMemoryError(
+            f"max_ram = {format_bytes(max_ram)}: {widest.name} has {widest.num_cols} columns, whose statistics need "
+            f"{needed} bytes ({format_bytes(needed)}); give it more, or leave it in float with an override, "
+            f"'{widest.name}=none'"
+        )
+    return schemes
+
+
+def head_of(source: ModelSource) -> Module:
+    spec = source.spec
+    name = next((module.name for module in source.modules.get(HEAD, [])), HEAD)
+    return Module(name, HEAD, 0, 0, spec.vocab_size, spec.hidden_size)
+
+
 class Pipeline:
-    """`ids` [S, L]: the calibration data; None for methods that look at no inputs. `budget`: bytes of statistics."""
+    """`schemes`: of plan_modules(). `ids` [S, L]: the calibration data; None for methods that look at no inputs.
+    `budget`: bytes of statistics, and of what is made of them."""
 
     def __init__(
-        self, source: ModelSource, rounder: Rounder, ids: Ids | None, journal: Journal, budget: int,
-        device: torch.device, progress: Progress,
+        self, source: ModelSource, rounder: Rounder, schemes: dict[str, Scheme | None], ids: Ids | None,
+        journal: Journal, budget: int, device: torch.device, progress: Progress,
     ) -> None:  # fmt: skip
         self._source, self._rounder, self._ids, self._journal = source, rounder, ids, journal
+        self.schemes = schemes
         self._budget, self._device, self._progress = budget, device, progress
         self._num_layers = len(source.spec.layers)
         self._rules: dict[int, list[Fill]] = {}  # by layer; -1: of none
         for fill in source.rules:
             found = _LAYER.match(fill.slot)
             self._rules.setdefault(int(found[1]) if found else -1, []).append(fill)
-        self.schemes = self._check_modules()
 
     @property
     def quantizes_head(self) -> bool:
-        return self.schemes[self._head().name] is not None
-
-    def _check_modules(self) -> dict[str, Scheme | None]:
-        """Schemes by module. All shapes are checked before the first layer is read."""
-        settings = self._rounder.settings
-        schemes: dict[str, Scheme | None] = {}
-        for module in [module for modules in self._source.modules.values() for module in modules] + [self._head()]:
-            schemes[module.name] = scheme = settings.scheme_of(module.name)
-            if scheme is not None:
-                check_shape(module, scheme, settings)
-        return schemes
-
-    def _head(self) -> Module:
-        spec = self._source.spec
-        name = next((m.name for m in self._source.modules.get(HEAD, [])), HEAD)
-        return Module(name, HEAD, 0, 0, spec.vocab_size, spec.hidden_size)
+        return self.schemes[head_of(self._source).name] is not None
 
     @torch.no_grad()
     def run(self) -> None:
@@ -189,7 +209,7 @@ class Pipeline:
 
     def _quantize_head(self) -> tuple[Codes, ModuleReport]:
         """A few rows at a time, which are rounded independently of each other."""
-        source, module = self._source, self._head()
+        source, module = self._source, head_of(self._source)
         slot = "embed" if source.spec.tied_embeddings else HEAD
         stats = None
         if self._ids is not None:
@@ -200,6 +220,7 @@ class Pipeline:
         hessian = (
             self._rounder.hessian(stats) if stats is not None and self._rounder.settings.method == "gptq" else None
         )
+        codes = torch.empty(module.num_rows, module.num_cols, dtype=torch.uint8, device=self._device)
         pieces: list[Codes] = []
         errors: list[float] = []
         method = ""
@@ -208,9 +229,11 @@ class Pipeline:
             check_finite(f"{module.name}.weight", rows)
             found, method = self._rounder.round(module, rows, stats, hessian)
             errors.append(relative_error(rows, found.values(), stats) * len(rows))
+            codes[begin : begin + len(rows)] = found.codes
+            found.codes = codes[:0]  # there are many, and they are kept once
             pieces.append(found)
         whole = Codes(
-            pieces[0].scheme, torch.cat([p.codes for p in pieces]), torch.cat([p.scales for p in pieces]),
+            pieces[0].scheme, codes, torch.cat([p.scales for p in pieces]),
             torch.cat([p.zeros for p in pieces]), pieces[0].scale_dtype, pieces[0].group_of,
         )  # fmt: skip
         tokens = stats.count if stats is not None else 0

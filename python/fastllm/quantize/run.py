@@ -14,15 +14,13 @@ import torch
 from fastllm.checkpoint.index import INDEX, PICKLES
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
-from fastllm.errors import InvalidRequestError, OutOfMemoryError
 from fastllm.evaluation.gate import parse_gate
 from fastllm.evaluation.run import EvalOptions, evaluate
-from fastllm.memory import format_bytes
 from fastllm.quantize import report as reports
 from fastllm.quantize.calibration import default_data, sequences
 from fastllm.quantize.journal import Journal
 from fastllm.quantize.layouts import config_of, scale_dtype
-from fastllm.quantize.pipeline import Pipeline, Progress, partial_of
+from fastllm.quantize.pipeline import Pipeline, Progress, partial_of, plan_modules
 from fastllm.quantize.rounding import Rounder
 from fastllm.quantize.settings import Settings, check_target
 from fastllm.quantize.source import ModelSource
@@ -30,8 +28,6 @@ from fastllm.quantize.writer import write_index, write_json
 from fastllm.runtime import load_tokenizer
 
 _log = logging.getLogger("fastllm")
-# Working memory beside a layer and its activations; half of it for statistics.
-MIN_RAM = 64 << 20
 
 
 def run(
@@ -43,10 +39,9 @@ def run(
     check_target(out)
     if evaluation is not None and evaluation.gate is not None:
         parse_gate(evaluation.gate)
-    if max_ram < MIN_RAM:
-        raise OutOfMemoryError(f"max_ram = {format_bytes(max_ram)}: at least {format_bytes(MIN_RAM)} are needed")
     folder = resolve(model if model is not None else DEMO_MODEL, revision)
     source = ModelSource(folder)
+    schemes = plan_modules(source, settings, max_ram)
     calibration: dict[str, Any] | None = None
     ids = None
     if settings.needs_data:
@@ -72,7 +67,7 @@ def run(
     journal = Journal(partial_of(out), job)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     rounder = Rounder(settings, scale_dtype(settings, source.dtype))
-    pipeline = Pipeline(source, rounder, ids, journal, max_ram // 2, target, progress)
+    pipeline = Pipeline(source, rounder, schemes, ids, journal, max_ram, target, progress)
     pipeline.run()
     _finish(pipeline, source, settings, journal)
 
@@ -110,9 +105,6 @@ def _finish(pipeline: Pipeline, source: ModelSource, settings: Settings, journal
     files = {entry["file"]: entry["tensors"] for entry in journal.layers}
     write_index(journal.folder, files, sum(entry["bytes"] for entry in journal.layers))
     config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    modules = [module for entry in journal.layers for module in entry["modules"]]
-    if not modules:
-        raise InvalidRequestError("the overrides leave no module to quantize")
     is_ordered = settings.act_order == "group" and settings.method == "gptq" and settings.group != -1
     config["quantization_config"] = config_of(settings, pipeline.schemes, _in_float(pipeline, journal), is_ordered)
     if pipeline.quantizes_head:

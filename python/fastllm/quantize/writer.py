@@ -31,10 +31,10 @@ def _entry(content: Content) -> tuple[str, list[int], int]:
     return _NAMES[content.dtype], list(content.shape), content.numel() * content.element_size()
 
 
-def _data(content: Content) -> Iterable[bytes]:
+def _data(content: Content) -> Iterable[bytes | memoryview]:
     if isinstance(content, StoredTensor):
         return chunks(content)
-    return [content.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()]
+    return [content.contiguous().reshape(-1).view(torch.uint8).numpy().data]
 
 
 @contextmanager
