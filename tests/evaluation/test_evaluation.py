@@ -223,10 +223,17 @@ def test_a_gate_that_is_not_understood_is_refused(text: str) -> None:
         parse_gate(text)
 
 
-def test_a_gate_for_what_was_not_measured_is_refused() -> None:
-    for text, missing in (("kl<=1", "the original"), ("ppl<=+1%", "the original"), ("acc>=0.5", "tasks")):
-        with pytest.raises(InvalidRequestError, match=missing):
-            judge(parse_gate(text), {"ppl": 10.0})
+def test_a_gate_for_what_is_not_measured_is_refused_at_once(tmp_path: Path) -> None:
+    """Before a model is opened: there is none here."""
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "answer": "b"}')
+    data, tasks = {"data": HELDOUT}, {"tasks": tmp_path / "tasks.jsonl"}
+    for text, given, missing in (
+        ("kl<=1", data, "the original"), ("ppl<=+1%", data, "the original"), ("acc>=0.5", data, "tasks"),
+        ("ppl<=9,acc>=-1%", data | tasks, "the original"), ("top1>=0.9", tasks, "data and the original"),
+        ("ppl<=9", tasks, "data"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidRequestError, match=f"gate term .* needs evaluation {missing}"):
+            evaluate(tmp_path / "none", EvalOptions(**given, gate=text))
 
 
 # Tasks.

@@ -253,6 +253,39 @@ def test_what_fails_the_gate_does_not_get_its_name(dense_model: Path, tmp_path: 
     assert accepted.passed and accepted.path == tmp_path / "out"
 
 
+@pytest.mark.parametrize(
+    "options, finding",
+    [
+        ({"tasks": "tasks"}, "gate term 'kl<=1' needs evaluation data"),
+        ({"data": "none"}, "none.json: cannot be read"),
+        ({"data": "wrong"}, "expected an id"),
+        ({"data": "data", "tasks": "none"}, "none.json: cannot be read"),
+        ({"data": "data", "window": 1 << 20}, "exceeds the longest context"),
+        ({"data": "data", "gate": "kl<=1,acc>=-1%"}, "needs evaluation tasks"),
+        ({"data": "data", "max_tokens": 0}, "max_tokens = 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured_is_refused_before_the_work(
+    options: dict[str, Any], finding: str, dense_model: Path, tmp_path: Path
+) -> None:
+    for name, text in (
+        ("data", "[5, 6, 7, 8, 9]"),
+        ("wrong", "[5, 9999]"),
+        ("tasks", '{"prompt": "a", "answer": "b"}'),
+    ):
+        (tmp_path / f"{name}.json").write_text(text)
+    options = {k: tmp_path / f"{v}.json" if k in ("data", "tasks") else v for k, v in options.items()}
+    evaluation = EvalOptions(**{"gate": "kl<=1", **options})
+    stages: list[str] = []
+    with pytest.raises(fastllm.InvalidRequestError, match=finding):
+        fastllm.quantize(
+            dense_model, tmp_path / "out", method="rtn", group=32, evaluation=evaluation,
+            progress=lambda stage, done, total: stages.append(stage),
+        )  # fmt: skip
+    assert not stages and not (tmp_path / "out.partial").exists()
+
+
 def test_only_a_report_of_these_files_counts(dense_model: Path, tmp_path: Path) -> None:
     from fastllm.quantize.report import REPORT, verify
 

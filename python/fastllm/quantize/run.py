@@ -14,8 +14,7 @@ import torch
 from fastllm.checkpoint.index import INDEX, PICKLES
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
-from fastllm.evaluation.gate import parse_gate
-from fastllm.evaluation.run import EvalOptions, evaluate
+from fastllm.evaluation.run import EvalOptions, check, check_for_model, evaluate
 from fastllm.quantize import report as reports
 from fastllm.quantize.calibration import default_data, sequences
 from fastllm.quantize.journal import Journal
@@ -37,17 +36,19 @@ def run(
     """The report. The checkpoint is in `out`, or in OUT.rejected if the gate was not passed."""
     begin = time.monotonic()
     check_target(out)
-    if evaluation is not None and evaluation.gate is not None:
-        parse_gate(evaluation.gate)
+    if evaluation is not None:
+        check(evaluation, has_original=True)
     folder = resolve(model if model is not None else DEMO_MODEL, revision)
     source = ModelSource(folder)
     schemes = plan_modules(source, settings, max_ram)
+    tokenizer = load_tokenizer(folder, None)
+    if evaluation is not None:  # now, and not after hours
+        check_for_model(evaluation, tokenizer, source.spec.vocab_size, source.spec.max_position)
     calibration: dict[str, Any] | None = None
     ids = None
     if settings.needs_data:
         is_default = data is None
         data = data or default_data(folder)
-        tokenizer = load_tokenizer(folder, None)
         ids = sequences(data, tokenizer, source.spec.vocab_size, settings.num_samples, settings.sample_len)
         calibration = {
             "data": str(data), "sha256": reports.sha256(data), "is_default": is_default, "sequences": len(ids),
