@@ -3,6 +3,7 @@ while the good model is accepted."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -234,10 +235,12 @@ def test_a_damaged_mixture_of_experts_is_refused(name: str, moe: Bench, tmp_path
 
 
 def test_what_fails_the_gate_does_not_get_its_name(dense_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}')
     (tmp_path / "data.json").write_text(json.dumps([5 + i * 37 % 250 for i in range(200)]))
 
     def quantized(gate: str) -> Any:
-        options = EvalOptions(data=tmp_path / "data.json", window=64, greedy=0, gate=gate)
+        data, tasks = tmp_path / "data.json", tmp_path / "tasks.jsonl"
+        options = EvalOptions(data=data, tasks=tasks, window=64, greedy=0, gate=gate)
         return fastllm.quantize(dense_model, tmp_path / "out", method="rtn", group=32, evaluation=options)
 
     result = quantized("kl<=0.00001,top1>=0.1")
@@ -248,6 +251,13 @@ def test_what_fails_the_gate_does_not_get_its_name(dense_model: Path, tmp_path: 
     assert (kl["passed"], top1["passed"], top1["excess"]) == (False, True, 0.0)
     assert kl["excess"] == pytest.approx(kl["value"] - 0.00001) and kl["excess"] > 0
     assert written["evaluation"]["figures"]["kl"] == kl["value"]
+    # How it was measured: with this the figures can be had again.
+    how = written["evaluation"]
+    data, tasks = tmp_path / "data.json", tmp_path / "tasks.jsonl"
+    expected = EvalOptions(data=str(data), tasks=str(tasks), window=64, greedy=0, gate="kl<=0.00001,top1>=0.1")
+    assert EvalOptions(**how["options"]) == expected and how["device"]
+    for name, path in (("data", data), ("tasks", tasks)):
+        assert how[f"{name}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
     accepted = quantized("kl<=100")
     assert accepted.passed and accepted.path == tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fastllm import _core
 from fastllm.checkpoint.index import INDEX, PICKLES
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
@@ -81,9 +83,7 @@ def run(
     if evaluation is not None:
         measured = evaluate(journal.folder, evaluation, against=folder, progress=progress).as_dict()
         found["gate"] = measured.pop("gate")
-        found["evaluation"] = {"data": str(evaluation.data), "tasks": str(evaluation.tasks), **measured}
-        if evaluation.data is not None:
-            found["evaluation"]["data_sha256"] = reports.sha256(Path(evaluation.data))
+        found["evaluation"] = {**_how_measured(evaluation), **measured}
     found["seconds"] = round(time.monotonic() - begin, 1)
     write_json(journal.folder / reports.REPORT, found)
     journal.clean()
@@ -93,6 +93,16 @@ def run(
         shutil.rmtree(place)
     journal.folder.rename(place)
     return {**found, "path": str(place)}
+
+
+def _how_measured(evaluation: EvalOptions) -> dict[str, Any]:
+    options = dataclasses.asdict(evaluation)
+    found: dict[str, Any] = {"options": options, "device": _core.resolve_device(evaluation.device)}
+    for name in ("data", "tasks"):
+        if options[name] is not None:
+            options[name] = str(options[name])
+            found[f"{name}_sha256"] = reports.sha256(Path(options[name]))
+    return found
 
 
 def _in_float(pipeline: Pipeline, journal: Journal) -> list[str]:
