@@ -309,6 +309,12 @@ def test_only_a_report_of_these_files_counts(dense_model: Path, tmp_path: Path) 
             verify(folder)
     shutil.copyfile(good / REPORT, ungated / REPORT)
     assert verify(ungated)["gate"]["passed"] is True  # the same bytes
+    written = json.loads((good / REPORT).read_text())
+    del written["evaluation"]["options"]
+    (ungated / REPORT).write_text(json.dumps(written))
+    with pytest.raises(fastllm.CheckpointError, match="how its gate was measured"):
+        verify(ungated)
+    shutil.copyfile(good / REPORT, ungated / REPORT)
     shard = sorted(ungated.glob("*.safetensors"))[1]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1

@@ -175,7 +175,7 @@ def run(
         "show_progress": sys.stderr.isatty(),
     }
     if require_gate:
-        check_gate(model, revision)
+        check_gate(model, revision, engine)
     llm = AsyncLLM(model, **engine)
     try:
         set_up_logs(as_json=log_json)

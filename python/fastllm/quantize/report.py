@@ -71,7 +71,8 @@ def verify(folder: Path) -> dict[str, Any]:
     """The report of a folder, if its gate was passed and its files are those that were measured.
 
     Raises:
-        CheckpointError: no report, no gate, a gate that was not passed, or files that differ.
+        CheckpointError: no report, no gate, a gate that was not passed or that nobody knows how it was measured,
+            or files that differ.
     """
     if not folder.is_dir() or not (folder / REPORT).exists():
         raise CheckpointError(f"{folder}: has no {REPORT}; `fastllm quantize --gate` writes one")
@@ -80,6 +81,9 @@ def verify(folder: Path) -> dict[str, Any]:
     if not isinstance(gate, dict) or gate.get("passed") is not True:
         finding = "was not passed" if isinstance(gate, dict) else "is missing: it was quantized without --gate"
         raise CheckpointError(f"{folder / REPORT}: the gate {finding}")
+    measured = report.get("evaluation")
+    if not isinstance(measured, dict) or not isinstance(measured.get("options"), dict):
+        raise CheckpointError(f"{folder / REPORT}: does not say how its gate was measured; quantize it anew")
     expected = report.get("files")
     found = hashes(weight_files(folder))
     if expected != found:
