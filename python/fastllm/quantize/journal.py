@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from fastllm.checkpoint.files import read_json_object
 from fastllm.errors import CheckpointError, InvalidRequestError
 from fastllm.quantize.writer import published, write_json
 
+WORK = "work"
 F32 = npt.NDArray[np.float32]
 
 
 class Journal:
     def __init__(self, partial: Path, job: dict[str, Any]) -> None:
         self.folder = partial
-        self._work = partial / "work"
+        self._work = partial / WORK
         self._key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
         self.layers: list[dict[str, Any]] = []  # entries of the finished layers, in order
         if (self._work / "journal.json").exists():
@@ -69,6 +69,3 @@ class Journal:
         self.layers.append(entry)
         self._write()
         self._hidden_path(len(self.layers) - 1).unlink(missing_ok=True)
-
-    def clean(self) -> None:
-        shutil.rmtree(self._work)

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 
 from fastllm import _core
+from fastllm.checkpoint.files import read_json_object
 from fastllm.checkpoint.index import INDEX, PICKLES
 from fastllm.checkpoint.resolve import resolve
 from fastllm.demo import DEMO_MODEL
 from fastllm.evaluation.run import EvalOptions, check, check_for_model, evaluate
 from fastllm.quantize import report as reports
-from fastllm.quantize.calibration import default_data, sequences
-from fastllm.quantize.journal import Journal
+from fastllm.quantize.calibration import Ids, default_data, sequences
+from fastllm.quantize.journal import WORK, Journal
 from fastllm.quantize.layouts import config_of, scale_dtype
 from fastllm.quantize.pipeline import Pipeline, Progress, partial_of, plan_modules
 from fastllm.quantize.rounding import Rounder
-from fastllm.quantize.settings import Settings, check_target
+from fastllm.quantize.settings import Scheme, Settings, check_target
 from fastllm.quantize.source import ModelSource
 from fastllm.quantize.writer import write_index, write_json
 from fastllm.runtime import load_tokenizer
@@ -67,32 +68,57 @@ def run(
             "%s: %d matrices stay in float: they are saved stacked, and no format names their parts (%s, ...)",
             folder, len(source.unnamed), source.unnamed[0],
         )  # fmt: skip
-    journal = Journal(partial_of(out), job)
+    how = None if evaluation is None else _how_measured(evaluation)
+    partial = partial_of(out)
+    found = _finished(partial, job, how)
+    if found is None:
+        journal = Journal(partial, job)
+        pipeline = _make(source, settings, schemes, ids, journal, max_ram, device, progress)
+        modules = [module for entry in journal.layers for module in entry["modules"]]
+        found = {
+            **job, "method": settings.method, "summary": reports.summarize(modules, settings.method),
+            "modules": modules, "left_in_float": source.unnamed + _in_float(pipeline, journal),
+            "files": reports.hashes(reports.weight_files(partial)), "evaluation": None, "gate": None,
+        }  # fmt: skip
+        if evaluation is not None and how is not None:
+            measured = evaluate(partial, evaluation, against=folder, progress=progress).as_dict()
+            found["gate"] = measured.pop("gate")
+            found["evaluation"] = {**how, **measured}
+        found["seconds"] = round(time.monotonic() - begin, 1)
+        write_json(partial / reports.REPORT, found)
+    passed = found["gate"] is None or found["gate"]["passed"]
+    place = out if passed else out.with_name(out.name + ".rejected")
+    if not passed and place.exists():
+        shutil.rmtree(place)
+    # From here on _finished() knows the folder.
+    shutil.rmtree(partial / WORK, ignore_errors=True)
+    partial.rename(place)
+    return {**found, "path": str(place)}
+
+
+def _finished(partial: Path, job: dict[str, Any], how: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The report of this job if a process was killed when all that was left was to give the folder its name."""
+    if (partial / WORK).exists() or not (partial / reports.REPORT).exists():
+        return None  # while there is a journal it counts
+    found = read_json_object(partial, reports.REPORT)
+    measured = found.get("evaluation") or {}
+    expected: dict[str, Any] = json.loads(json.dumps({"job": job, "how": how or {}}))
+    is_this = {name: found.get(name) for name in expected["job"]} == expected["job"]
+    is_measured = {name: measured.get(name) for name in expected["how"]} == expected["how"]
+    return found if is_this and is_measured and bool(measured) == bool(how) else None
+
+
+def _make(
+    source: ModelSource, settings: Settings, schemes: dict[str, Scheme | None], ids: Ids | None, journal: Journal,
+    max_ram: int, device: str | None, progress: Progress,
+) -> Pipeline:  # fmt: skip
+    """The checkpoint in the journal's folder."""
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     rounder = Rounder(settings, scale_dtype(settings, source.dtype))
     pipeline = Pipeline(source, rounder, schemes, ids, journal, max_ram, target, progress)
     pipeline.run()
     _finish(pipeline, source, settings, journal)
-
-    modules = [module for entry in journal.layers for module in entry["modules"]]
-    found: dict[str, Any] = {
-        **job, "method": settings.method, "summary": reports.summarize(modules, settings.method), "modules": modules,
-        "left_in_float": source.unnamed + _in_float(pipeline, journal),
-        "files": reports.hashes(reports.weight_files(journal.folder)), "evaluation": None, "gate": None,
-    }  # fmt: skip
-    if evaluation is not None:
-        measured = evaluate(journal.folder, evaluation, against=folder, progress=progress).as_dict()
-        found["gate"] = measured.pop("gate")
-        found["evaluation"] = {**_how_measured(evaluation), **measured}
-    found["seconds"] = round(time.monotonic() - begin, 1)
-    write_json(journal.folder / reports.REPORT, found)
-    journal.clean()
-    passed = found["gate"] is None or found["gate"]["passed"]
-    place = out if passed else out.with_name(out.name + ".rejected")
-    if not passed and place.exists():
-        shutil.rmtree(place)
-    journal.folder.rename(place)
-    return {**found, "path": str(place)}
+    return pipeline
 
 
 def _how_measured(evaluation: EvalOptions) -> dict[str, Any]:
