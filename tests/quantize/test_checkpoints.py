@@ -93,8 +93,13 @@ def test_what_is_written_is_read_bit_for_bit(
     assert error < (0.05 if result.report["settings"]["bits"] == 8 else 0.5), error
 
 
-def test_statistics_in_several_passes_give_what_one_gives(moe_model: Path, tmp_path: Path) -> None:
-    """With little memory the experts are looked at one after the other."""
+@pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant"])
+def test_statistics_in_several_passes_give_what_one_gives(method: str, moe_model: Path, tmp_path: Path) -> None:
+    """With little memory the experts are looked at one after the other.
+
+    Moved scales are divided out of the statistics in one pass, and looked at anew in several: the last bit of a float16
+    scale may differ then, and nothing more.
+    """
     from fastllm.quantize import layer_quantizer
 
     outs = []
@@ -106,8 +111,11 @@ def test_statistics_in_several_passes_give_what_one_gives(moe_model: Path, tmp_p
                     layer_quantizer.LayerQuantizer, "_split",
                     lambda self, keys, split=split: (setattr(self, "_budget", 1), split(self, keys))[1],
                 )  # fmt: skip
-            outs.append(_read(_quantize(moe_model, tmp_path / name, method="gptq").path))
-    assert all(torch.equal(outs[0][name], outs[1][name]) for name in outs[0])
+            group = -1 if method == "smoothquant" else 32
+            outs.append(_read(_quantize(moe_model, tmp_path / name, method=method, group=group).path))
+    for name, one in outs[0].items():
+        difference = float((outs[1][name] - one).norm() / one.norm())
+        assert difference <= (2e-4 if method == "awq" else 0.0), (name, difference)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
