@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastllm.cli import app
+from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, InvalidRequestError
 from fastllm.server.settings import check_gate
 
@@ -22,7 +24,10 @@ def _fastllm(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "160"})
 
 
-def test_the_exit_code_is_that_of_the_gate(tmp_path: Path) -> None:
+def test_the_exit_code_is_that_of_the_gate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fastllm"), "level", logging.WARNING)
     out = tmp_path / "out"
     shared = ("quantize", "demo", out, "--method", "rtn", "--bits", 8, "--eval-data", HELDOUT, "--window", 128,
               "--max-eval-tokens", 256)  # fmt: skip
@@ -37,6 +42,14 @@ def test_the_exit_code_is_that_of_the_gate(tmp_path: Path) -> None:
     values = json.loads(accepted.stdout)
     assert values["path"] == str(out) and values["gate"]["passed"] is True
     assert "q_proj" in (tmp_path / "plot.svg").read_text()
+    # eval has the errors by layer from the report, and says where there is none.
+    for model, has_report in ((out, True), (DEMO_MODEL, False)):
+        done = _fastllm("eval", model, "--data", HELDOUT, "--max-tokens", 64, "--plot", tmp_path / "eval.svg")
+        assert done.exit_code == 0, done.output
+        picture = (tmp_path / "eval.svg").read_text()
+        assert "loss" in picture and ("q_proj" in picture) == has_report
+        assert ("no quantization report" in caplog.text) != has_report
+        caplog.clear()
     check_gate(str(out), None, MEASURED)
     # A gate says nothing about numbers that it was not measured with.
     for name, value in (("quantization", "int4"), ("activation_mode", "a8"), ("kv_cache_dtype", "int8"),

@@ -67,6 +67,22 @@ def summarize(modules: Sequence[dict[str, Any]], method: str) -> dict[str, Any]:
     }
 
 
+def modules_of(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a folder's report, each with its name and its error; none without a report."""
+    if not (folder / REPORT).is_file():
+        return []
+    modules = read_json_object(folder, REPORT).get("modules")
+    if not isinstance(modules, list) or not all(map(_is_module, modules)):
+        raise CheckpointError(f"{folder / REPORT}: modules: expected a list of objects with name and error")
+    return modules
+
+
+def _is_module(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("error"), (int, float))
+    )
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """The report of a folder, if its gate was passed and its files are those that were measured.
 
