@@ -261,7 +261,9 @@ def test_tasks_are_scored_by_the_engine(tmp_path: Path, engine: LLM) -> None:
         {"prompt": "The os module", "answer": "no", "max_tokens": 6},
     ]
     (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = run_tasks(engine, read_tasks(tmp_path / "tasks.jsonl"))
+    told: list[int] = []
+    found = run_tasks(engine, read_tasks(tmp_path / "tasks.jsonl"), told.append)
+    assert told == [0, 2, 4]
     assert found == {"acc": 0.5, "choice_acc": 0.5, "choice_count": 2, "exact_acc": 0.5, "exact_count": 2}
 
 

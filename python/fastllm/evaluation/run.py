@@ -91,7 +91,7 @@ def evaluate(
         figures |= found.summary() | more
         by_position = found.by_position()
     if tasks:
-        figures |= _run_tasks(model, against, tasks, options)
+        figures |= _run_tasks(model, against, tasks, options, told)
     if terms is None:
         return Evaluation(figures, by_position, None)
     verdicts = judge(terms, figures)
@@ -194,12 +194,12 @@ def _greedy(
 
 
 def _run_tasks(
-    model: str | Path | None, against: str | Path | None, tasks: Sequence[Task], options: EvalOptions
+    model: str | Path | None, against: str | Path | None, tasks: Sequence[Task], options: EvalOptions, told: Progress
 ) -> dict[str, Any]:
     with LLM(model, **options.engine(is_original=False)) as llm:
-        found = run_tasks(llm, tasks)
+        found = run_tasks(llm, tasks, lambda done: told("tasks", done, len(tasks)))
     if against is not None:
         with LLM(against, **options.engine(is_original=True)) as llm:
-            of_original = run_tasks(llm, tasks)
+            of_original = run_tasks(llm, tasks, lambda done: told("tasks of the original", done, len(tasks)))
         found |= {f"{name}_original": value for name, value in of_original.items() if name.endswith("acc")}
     return found

@@ -67,11 +67,16 @@ def pack(codes: Tensor, bits: int, order: Sequence[int] | None = None) -> Tensor
 
 def tensors_of(name: str, found: Codes, settings: Settings) -> dict[str, Tensor]:
     """The tensors of one module, by their names in the checkpoint."""
-    parts = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed}[settings.layout](found, settings)
+    if settings.layout == "gptq":
+        parts = _gptq(found)
+    elif settings.layout == "awq":
+        parts = _awq(found)
+    else:
+        parts = _compressed(found, settings.quantizes_activations)
     return {f"{name}.{part}": tensor.contiguous().cpu() for part, tensor in parts.items()}
 
 
-def _gptq(found: Codes, settings: Settings) -> dict[str, Tensor]:
+def _gptq(found: Codes) -> dict[str, Tensor]:
     bits, num_cols = found.scheme.bits, found.codes.shape[1]
     group_of = found.group_of
     if group_of is None:
@@ -84,7 +89,7 @@ def _gptq(found: Codes, settings: Settings) -> dict[str, Tensor]:
     }
 
 
-def _awq(found: Codes, settings: Settings) -> dict[str, Tensor]:
+def _awq(found: Codes) -> dict[str, Tensor]:
     return {
         "qweight": pack(found.codes.T, 4, AWQ_ORDER),
         "qzeros": pack(found.zeros.T, 4, AWQ_ORDER),
@@ -92,9 +97,9 @@ def _awq(found: Codes, settings: Settings) -> dict[str, Tensor]:
     }
 
 
-def _compressed(found: Codes, settings: Settings) -> dict[str, Tensor]:
+def _compressed(found: Codes, quantizes_activations: bool) -> dict[str, Tensor]:
     scales = found.scales.to(found.scale_dtype)
-    if settings.quantizes_activations:
+    if quantizes_activations:
         return {"weight": (found.codes ^ 128).view(torch.int8), "weight_scale": scales}
     parts = {
         "weight_packed": pack(found.codes, found.scheme.bits),

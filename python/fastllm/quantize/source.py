@@ -81,9 +81,6 @@ class ModelSource:
         prefix = f"layers.{layer}."
         return [slot for slot in self._by_slot if slot.startswith(prefix)]
 
-    def has(self, slot: str) -> bool:
-        return slot in self._by_slot
-
     def read(self, slot: str, device: torch.device) -> Tensor:
         """float32: [N, K], [X, N, K] for experts, [n] for a vector."""
         pieces = self._by_slot[slot]
