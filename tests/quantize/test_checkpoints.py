@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoints import CASES, make_model, save
+from checkpoints import CASES, make_model, make_vision_model, save
 from quick import QUICK
 
 import fastllm
@@ -218,6 +218,27 @@ def test_a_tied_head_gets_weights_of_its_own(tmp_path: Path) -> None:
     assert not torch.equal(head, embedding) and (head - embedding).abs().max() < 0.02 * embedding.abs().max()
     before, after = _logits(DEMO_MODEL), _logits(out)
     assert float((after - before).square().mean() / before.square().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_a_tied_head_of_a_model_with_vision_is_where_its_form_has_it(prefix: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = save(make_vision_model(), tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    save_file({n.replace("language_model.model.", prefix): t for n, t in tensors.items()}, model / "model.safetensors")
+    out = _quantize(model, tmp_path / "out", method="rtn", bits=8, group=-1, overrides=["*lm_head=8"]).path
+    head = "language_model.lm_head.weight" if prefix.startswith("language") else "lm_head.weight"
+    stored, original = _read(out), _read(model)
+    embedding = original[f"{prefix}embed_tokens.weight"]
+    assert torch.equal(stored[f"{prefix}embed_tokens.weight"], embedding)
+    assert not torch.equal(stored[head], embedding) and torch.allclose(stored[head], embedding, atol=0.05)
+    before, after = _logits(model), _logits(out)
+    assert float((after - before).square().mean() / before.square().mean()) < 1e-2
+    # Nothing of the vision tower is quantized, and the config says so.
+    ignored = set(json.loads((out / "config.json").read_text())["quantization_config"]["ignore"])
+    tower = {n.removesuffix(".weight") for n, t in tensors.items() if "vision_tower" in n and n.endswith("proj.weight")}
+    assert tower and tower <= ignored and head.removesuffix(".weight") not in ignored
 
 
 def test_the_default_text_comes_with_a_warning_for_other_models(

@@ -122,9 +122,9 @@ def config_of(
         config: dict[str, Any] = {
             "quant_method": "gptq", "bits": settings.bits, "group_size": settings.group, "sym": settings.symmetric,
             "desc_act": ordered, "damp_percent": settings.damp, "checkpoint_format": "gptq",
-            "lm_head": schemes.get("lm_head") is not None,
+            "lm_head": any(is_head(name) and scheme is not None for name, scheme in schemes.items()),
         }  # fmt: skip
-        inner = [name for name in kept if name != "lm_head"]
+        inner = [name for name in kept if not is_head(name)]
         if inner:
             config["dynamic"] = {f"-:^{_escaped(name)}$": {} for name in inner}
         return config
@@ -148,6 +148,10 @@ def config_of(
         "ignore": kept,
         "config_groups": groups,
     }
+
+
+def is_head(name: str) -> bool:
+    return name.rpartition(".")[2] == "lm_head"
 
 
 def _escaped(name: str) -> str:

@@ -28,7 +28,7 @@ from fastllm.quantize.statistics import InputStats, needed_bytes
 from fastllm.quantize.writer import Content, write_safetensors
 
 BATCH_TOKENS = 2048  # of activations that are in memory
-HEAD = "lm_head"
+HEAD = "lm_head"  # the slot
 HEAD_ROWS = 16384  # of the head at once: it may be larger than a layer
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -62,9 +62,7 @@ def plan_modules(source: ModelSource, settings: Settings, max_ram: int) -> dict[
 
 
 def head_of(source: ModelSource) -> Module:
-    spec = source.spec
-    name = next((module.name for module in source.modules.get(HEAD, [])), HEAD)
-    return Module(name, HEAD, 0, 0, spec.vocab_size, spec.hidden_size)
+    return Module(source.head_name, HEAD, 0, 0, source.spec.vocab_size, source.spec.hidden_size)
 
 
 class Pipeline:
@@ -86,7 +84,7 @@ class Pipeline:
 
     @property
     def quantizes_head(self) -> bool:
-        return self.schemes[head_of(self._source).name] is not None
+        return self.schemes[self._source.head_name] is not None
 
     @torch.no_grad()
     def run(self) -> None:
@@ -200,10 +198,11 @@ class Pipeline:
             codes[report.name] = found
             reports.append(report)
         tensors = self._contents(self._rules[-1], codes, set(), None)
+        head = source.head_name
         if self.quantizes_head and source.spec.tied_embeddings:
-            tensors |= tensors_of(HEAD, codes[HEAD], self._rounder.settings)
+            tensors |= tensors_of(head, codes[head], self._rounder.settings)
         for name in source.plan.ignored:  # the rest of a model with vision
-            if not (name.startswith(HEAD) or name.endswith("inv_freq")):
+            if not (name.startswith(f"{head}.") or name.endswith("inv_freq")):
                 tensors[name] = source.stored[name]
         return self._write(self._num_layers, tensors, reports)
 

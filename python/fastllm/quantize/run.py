@@ -25,7 +25,7 @@ from fastllm.quantize.layouts import config_of, scale_dtype
 from fastllm.quantize.pipeline import Pipeline, Progress, partial_of, plan_modules
 from fastllm.quantize.rounding import Rounder
 from fastllm.quantize.settings import Scheme, Settings, check_target
-from fastllm.quantize.source import ModelSource
+from fastllm.quantize.source import ModelSource, with_own_head
 from fastllm.quantize.writer import write_index, write_json
 from fastllm.runtime import load_tokenizer
 
@@ -145,7 +145,7 @@ def _finish(pipeline: Pipeline, source: ModelSource, settings: Settings, journal
     is_ordered = settings.act_order == "group" and settings.method == "gptq" and settings.group != -1
     config["quantization_config"] = config_of(settings, pipeline.schemes, _in_float(pipeline, journal), is_ordered)
     if pipeline.quantizes_head:
-        config["tie_word_embeddings"] = False
+        config = with_own_head(config)
     write_json(journal.folder / "config.json", config)
     skipped = {"config.json", INDEX, reports.REPORT}
     for path in source.folder.iterdir():

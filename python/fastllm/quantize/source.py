@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastllm import models
 from fastllm.checkpoint import loader
+from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.index import open_checkpoint
 from fastllm.checkpoint.packing import FLOATS
 from fastllm.checkpoint.quantized import Source
@@ -64,6 +65,10 @@ class ModelSource:
         names = [name for name in self.stored if not name.endswith(_STACKED)]
         family = models.family_of(plan.config)
         self.rules: list[Fill] = list(family.fills(plan.config, names))  # as the parts of the model are named apart
+        # Also of a head that is the embedding as long as it is not quantized.
+        values = with_own_head(plan.config.values)
+        own = family.fills(Config(values, plan.config.where, plan.config.path), names)
+        self.head_name = next(fill.source for fill in own if fill.slot == "lm_head").removesuffix(".weight")
         self.modules: dict[str, list[Module]] = {}  # by slot
         unnamed: dict[str, None] = {}
         for fill in self.rules:
@@ -125,6 +130,14 @@ class ModelSource:
     def vector_dtype(self, slot: str) -> torch.dtype:
         """Type in which the checkpoint stores a slot."""
         return DTYPES[self._by_slot[slot][0][1].dtype]
+
+
+def with_own_head(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a model whose head is no longer its embedding. A language model may have a section of its own."""
+    config = {**config, "tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return config
 
 
 def is_stacked(slot: str) -> bool:
