@@ -302,6 +302,18 @@ def test_transformers_holds_the_same_mixture_of_experts(
             assert torch.equal(expert, torch.cat(parts).bfloat16().float()), (name, i)
 
 
+def test_transformers_loads_a_model_with_vision(tmp_path: Path) -> None:
+    """Its modules have other names than the files."""
+    model = save(make_vision_model(), tmp_path / "model")
+    out = _quantize(model, tmp_path / "out", method="rtn", bits=8, group=-1).path
+    loaded, found = transformers.AutoModelForImageTextToText.from_pretrained(
+        out, dtype=torch.float32, output_loading_info=True
+    )
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    expected = loaded(input_ids=torch.tensor([IDS])).logits[0]
+    assert (_logits(out) - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
 @pytest.mark.parametrize("variant", ["rtn", "rtn, zero points", "rtn 8 bits, whole rows"])
 def test_compressed_tensors_decodes_what_was_computed(
     variant: str, dense_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -114,10 +114,10 @@ def _compressed(found: Codes, quantizes_activations: bool) -> dict[str, Tensor]:
 
 
 def config_of(
-    settings: Settings, schemes: Mapping[str, Scheme | None], kept: list[str], ordered: bool
+    settings: Settings, schemes: Mapping[str, Scheme | None], kept: list[str], also_kept: list[str], ordered: bool
 ) -> dict[str, Any]:
-    """quantization_config for modules with these schemes, and for linear layers `kept` in float. `ordered`: g_idx is
-    not k // group."""
+    """quantization_config for modules with these schemes, and for linear layers `kept` in float; `also_kept`: regular
+    expressions for their other names. `ordered`: g_idx is not k // group."""
     if settings.layout == "gptq":
         config: dict[str, Any] = {
             "quant_method": "gptq", "bits": settings.bits, "group_size": settings.group, "sym": settings.symmetric,
@@ -145,7 +145,7 @@ def config_of(
         "quant_method": "compressed-tensors",
         "format": "int-quantized" if settings.quantizes_activations else "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": kept,
+        "ignore": [*kept, *(f"re:^{pattern}$" for pattern in also_kept)],
         "config_groups": groups,
     }
 

@@ -143,7 +143,8 @@ def _finish(pipeline: Pipeline, source: ModelSource, settings: Settings, journal
     write_index(journal.folder, files, sum(entry["bytes"] for entry in journal.layers))
     config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     is_ordered = settings.act_order == "group" and settings.method == "gptq" and settings.group != -1
-    config["quantization_config"] = config_of(settings, pipeline.schemes, _in_float(pipeline, journal), is_ordered)
+    kept, other_names = _in_float(pipeline, journal), source.other_names(keeps_head=not pipeline.quantizes_head)
+    config["quantization_config"] = config_of(settings, pipeline.schemes, kept, other_names, is_ordered)
     if pipeline.quantizes_head:
         config = with_own_head(config)
     write_json(journal.folder / "config.json", config)

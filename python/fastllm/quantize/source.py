@@ -78,6 +78,14 @@ class ModelSource:
                 unnamed[fill.source] = None
         self.unnamed = list(unnamed)  # matrices that cannot be quantized
 
+    def other_names(self, *, keeps_head: bool) -> list[str]:
+        """Of what stays in float beside the language model, as regular expressions: readers rename towers, and put the
+        head of a model with vision elsewhere than its files have it."""
+        first = [name.removeprefix("model.").split(".")[0] for name in self.plan.ignored]
+        used = {fill.source.removeprefix("model.").split(".")[0] for fill in self.rules}
+        towers = sorted(set(first) - used - {"lm_head"})
+        return [rf".*\b{tower}\..*" for tower in towers] + (["lm_head"] if keeps_head else [])
+
     @property
     def dtype(self) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.plan.dtype]
