@@ -19,7 +19,7 @@ namespace fastllm::cpu::FASTLLM_ISA {
 struct DotInt8 {
   using Sum = Ints;
   static constexpr int64_t kPairBytes = pair_block_bytes(KvElem::kI8);
-  static FASTLLM_INLINE Ints nothing() { return zero_ints(); }
+  static FASTLLM_INLINE Ints nothing() { return set1_int(0); }
   static FASTLLM_INLINE Pairs load(const std::byte* p) { return widen_pairs(p); }
 };
 
@@ -135,15 +135,8 @@ struct DotTile : TileBase {
     }
   }
 
-  template <int kRows, int kPages>
-  void score_pages(int64_t row, int64_t page_begin, int64_t page_end) const {
-    int64_t j = page_begin;
-    for (; j + kPages <= page_end; j += kPages) score<kRows, kPages>(row, j);
-    for (; j < page_end; ++j) score<kRows, 1>(row, j);
-  }
-
   // Scores become factors of V; m and l of the row. (m, l, NaN: as in TileBase.)
-  void normalize(int64_t row, int64_t page_begin, int64_t page_end) const {
+  void normalize(int64_t row, const PageRange& pages) const {
     float* s = job.scores + row * kTileTokens;
     int16_t* weights = job.weights + row * kTileTokens;
     const Seen seen = seen_by(row);
@@ -170,7 +163,7 @@ struct DotTile : TileBase {
       const float top = reduce_max(largest);
       p_scale[row] = top / kLargestP + reduce_add(poison);
       const float factor = top > 1e-30f ? kLargestP / top : 0.0f;  // below, the quotient would overflow
-      for (int64_t j = page_begin; j < page_end; ++j) {
+      for (int64_t j = pages.begin; j < pages.end; ++j) {
         const bool is_there = seen.first <= j && j < seen.last;
         store_i16(weights + j * kLanes, is_there ? mul(load(s + j * kLanes), set1(factor)) : zero());
       }
@@ -238,9 +231,9 @@ struct DotTile : TileBase {
   }
 
   template <int kRows, int kBlocks>
-  void weigh_rows(int64_t row, int64_t page_begin, int64_t page_end) const {
+  void weigh_rows(int64_t row, const PageRange& pages) const {
     if constexpr (kIsInt8) {
-      weigh_dims<kRows, kBlocks, false>(row, page_begin * kPageTokens / 2, page_end * kPageTokens / 2);
+      weigh_dims<kRows, kBlocks, false>(row, pages.begin * kPageTokens / 2, pages.end * kPageTokens / 2);
     } else {
       // Pairs that all rows see whole, together; before and after them each row alone.
       int64_t begin = 0;

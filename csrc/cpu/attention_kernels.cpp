@@ -62,16 +62,9 @@ struct FmaTile : TileBase {
     }
   }
 
-  template <int kRows, int kPages>
-  void score_pages(int64_t row, int64_t page_begin, int64_t page_end) const {
-    int64_t j = page_begin;
-    for (; j + kPages <= page_end; j += kPages) score<kRows, kPages>(row, j);
-    for (; j < page_end; ++j) score<kRows, 1>(row, j);
-  }
-
   // Scores become weights in place; m and l of the row. A row that sees nothing has m = -infinity and l = 0; so has one
   // whose scores are all -infinity. A NaN among the scores ends in l, whatever the maximum made of it.
-  void normalize(int64_t row) const {
+  void normalize(int64_t row, const PageRange&) const {
     float* s = job.scores + row * kTileTokens;
     const Seen seen = seen_by(row);
     const float m = row_max(s, seen);
@@ -142,7 +135,7 @@ struct FmaTile : TileBase {
 
   // Rows that see different tokens: what all see together, before and after it each row alone.
   template <int kRows, int kBlocks>
-  void weigh_rows(int64_t row) const {
+  void weigh_rows(int64_t row, const PageRange&) const {
     constexpr int kAloneBlocks = kMaxAccumulators >= 16 ? 8 : 4;
     int64_t begin = 0;
     int64_t end = kTileTokens;
@@ -160,69 +153,15 @@ struct FmaTile : TileBase {
   }
 };
 
-// The pages that any row sees, [begin, end).
-struct PageRange {
-  int64_t begin;
-  int64_t end;
-};
-PageRange pages_seen(const AttentionTileJob& job) {
-  int64_t begin = kTileTokens;
-  int64_t end = 0;
-  for (int64_t i = 0; i < job.num_rows; ++i) {
-    if (job.begin[i] >= job.end[i]) continue;
-    begin = at_most(begin, job.begin[i]);
-    end = at_least(end, job.end[i]);
-  }
-  return {begin / kPageTokens, (end + kPageTokens - 1) / kPageTokens};
-}
-
-constexpr bool kIsWide = kMaxAccumulators >= 16;
-
-// Rows in blocks of 8, 4, 2, 1 (fewer where registers are few), pages and dimensions to fill the accumulators.
 template <class E>
 void run_fma_tile(const AttentionTileJob& job) {
-  const FmaTile<E> tile{{job}};
-  const auto [page_begin, page_end] = pages_seen(job);
-  int64_t row = 0;
-  if constexpr (kIsWide) {
-    for (; row + 8 <= job.num_rows; row += 8) tile.template score_pages<8, 2>(row, page_begin, page_end);
-  }
-  for (; row + 4 <= job.num_rows; row += 4) tile.template score_pages<4, kIsWide ? 4 : 1>(row, page_begin, page_end);
-  for (; row + 2 <= job.num_rows; row += 2) tile.template score_pages<2, kIsWide ? 4 : 2>(row, page_begin, page_end);
-  for (; row < job.num_rows; ++row) tile.template score_pages<1, 4>(row, page_begin, page_end);
-
-  for (int64_t i = 0; i < job.num_rows; ++i) tile.normalize(i);
-
-  for (int64_t i = 0; i < job.num_rows * tile.padded_dim; i += kLanes) store(job.out.o + i, zero());
-  row = 0;
-  if constexpr (kIsWide) {
-    for (; row + 8 <= job.num_rows; row += 8) tile.template weigh_rows<8, 2>(row);
-  }
-  for (; row + 4 <= job.num_rows; row += 4) tile.template weigh_rows<4, kIsWide ? 4 : 1>(row);
-  for (; row + 2 <= job.num_rows; row += 2) tile.template weigh_rows<2, kIsWide ? 8 : 2>(row);
-  for (; row < job.num_rows; ++row) tile.template weigh_rows<1, kIsWide ? 8 : 4>(row);
+  run_tile(FmaTile<E>{{job}});
 }
 
 template <class F>
 void run_dot_tile(const AttentionTileJob& job) {
   float p_scale[kAttentionRows];
-  const DotTile<F> tile{{job}, p_scale};
-  const auto [page_begin, page_end] = pages_seen(job);
-  int64_t row = 0;
-  if constexpr (kIsWide) {
-    for (; row + 8 <= job.num_rows; row += 8) tile.template score_pages<8, 2>(row, page_begin, page_end);
-  }
-  for (; row + 4 <= job.num_rows; row += 4) tile.template score_pages<4, kIsWide ? 4 : 1>(row, page_begin, page_end);
-  for (; row + 2 <= job.num_rows; row += 2) tile.template score_pages<2, kIsWide ? 4 : 2>(row, page_begin, page_end);
-  for (; row < job.num_rows; ++row) tile.template score_pages<1, 4>(row, page_begin, page_end);
-
-  for (int64_t i = 0; i < job.num_rows; ++i) tile.normalize(i, page_begin, page_end);
-
-  for (int64_t i = 0; i < job.num_rows * tile.padded_dim; i += kLanes) store(job.out.o + i, zero());
-  row = 0;
-  for (; row + 4 <= job.num_rows; row += 4) tile.template weigh_rows<4, kIsWide ? 4 : 1>(row, page_begin, page_end);
-  for (; row + 2 <= job.num_rows; row += 2) tile.template weigh_rows<2, kIsWide ? 8 : 2>(row, page_begin, page_end);
-  for (; row < job.num_rows; ++row) tile.template weigh_rows<1, kIsWide ? 8 : 4>(row, page_begin, page_end);
+  run_tile(DotTile<F>{{job}, p_scale});
 }
 
 // into = into + tile, both scaled to the larger maximum.

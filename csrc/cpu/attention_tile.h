@@ -1,4 +1,5 @@
-// What every tile of attention shares: where its pages are, which tokens a row sees, and the scores before exp.
+// What every tile of attention shares: where its pages are, which tokens a row sees, the scores before exp, and in what
+// blocks of rows the steps are made.
 #pragma once
 
 #include "cpu/simd_math.h"
@@ -7,6 +8,22 @@ namespace fastllm::cpu::FASTLLM_ISA {
 
 FASTLLM_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 FASTLLM_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The pages that any row sees, [begin, end).
+struct PageRange {
+  int64_t begin;
+  int64_t end;
+};
+FASTLLM_INLINE PageRange pages_seen(const AttentionTileJob& job) {
+  int64_t begin = kTileTokens;
+  int64_t end = 0;
+  for (int64_t i = 0; i < job.num_rows; ++i) {
+    if (job.begin[i] >= job.end[i]) continue;
+    begin = at_most(begin, job.begin[i]);
+    end = at_least(end, job.end[i]);
+  }
+  return {begin / kPageTokens, (end + kPageTokens - 1) / kPageTokens};
+}
 
 struct AllLanes {};
 FASTLLM_INLINE Vec select(AllLanes, Vec x, Vec) { return x; }
@@ -57,5 +74,35 @@ struct TileBase {
     return reduce_max(top);
   }
 };
+
+template <int kRows, int kPages, class Tile>
+void score_pages(const Tile& tile, int64_t row, const PageRange& pages) {
+  int64_t j = pages.begin;
+  for (; j + kPages <= pages.end; j += kPages) tile.template score<kRows, kPages>(row, j);
+  for (; j < pages.end; ++j) tile.template score<kRows, 1>(row, j);
+}
+
+// Rows in blocks of 8, 4, 2, 1 (fewer where registers are few), pages and dimensions to fill the accumulators.
+template <class Tile>
+void run_tile(const Tile& tile) {
+  constexpr bool kIsWide = kMaxAccumulators >= 16;
+  const AttentionTileJob& job = tile.job;
+  const PageRange pages = pages_seen(job);
+  int64_t row = 0;
+  if constexpr (kIsWide) {
+    for (; row + 8 <= job.num_rows; row += 8) score_pages<8, 2>(tile, row, pages);
+  }
+  for (; row + 4 <= job.num_rows; row += 4) score_pages<4, kIsWide ? 4 : 1>(tile, row, pages);
+  for (; row + 2 <= job.num_rows; row += 2) score_pages<2, kIsWide ? 4 : 2>(tile, row, pages);
+  for (; row < job.num_rows; ++row) score_pages<1, 4>(tile, row, pages);
+
+  for (int64_t i = 0; i < job.num_rows; ++i) tile.normalize(i, pages);
+
+  for (int64_t i = 0; i < job.num_rows * tile.padded_dim; i += kLanes) store(job.out.o + i, zero());
+  row = 0;
+  for (; row + 4 <= job.num_rows; row += 4) tile.template weigh_rows<4, kIsWide ? 4 : 1>(row, pages);
+  for (; row + 2 <= job.num_rows; row += 2) tile.template weigh_rows<2, kIsWide ? 8 : 2>(row, pages);
+  for (; row < job.num_rows; ++row) tile.template weigh_rows<1, kIsWide ? 8 : 4>(row, pages);
+}
 
 }  // namespace fastllm::cpu::FASTLLM_ISA

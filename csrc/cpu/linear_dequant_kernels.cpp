@@ -6,7 +6,7 @@
 // Order of the sum: k ascending within a group from 0, as in linear_kernels.cpp, then acc = fma(sum, scale, acc) over
 // ascending groups (whole rows: one sum, times the scale). So a row has the same bits in any company. Levels differ:
 // the bf16 level multiplies in bf16 dot products.
-#include "cpu/int_dot.h"
+#include "cpu/int_panels.h"
 #include "cpu/linear_float.h"
 
 namespace fastllm::cpu::FASTLLM_ISA {
@@ -70,11 +70,8 @@ struct DequantKernel {
   template <int kRows, int kCount, int kFirst>
   static void multiply(const LinearJob& job, int64_t row_begin, int64_t first_half) {
     using A = typename Dot::Activation;
-    const IntFormat& f = job.format;
-    const bool has_row_scales = f.scales == ScaleKind::kRow;
-    const int64_t num_groups = (job.k + f.group - 1) / f.group;
-    const int64_t num_quads = f.group / 4;
-    const int64_t block_bytes = num_quads * Codes::kLineBytes + (has_row_scales ? 0 : 2 * kPanelRows);
+    const IntPanels<Codes> panels(job);
+    const int64_t group_pairs = job.format.group / 2;
     const int64_t num_pairs = (job.k + 1) / 2;
     const A* a = reinterpret_cast<const A*>(job.packed) + row_begin * 2 * num_pairs;
 
@@ -85,30 +82,28 @@ struct DequantKernel {
     for (int m = 0; m < kRows; ++m) {
       for (int h = 0; h < kCount; ++h) acc[m][h] = sum[m][h] = zero();
     }
-    for (int64_t g = 0; g < num_groups; ++g) {
+    for (int64_t g = 0; g < panels.num_groups; ++g) {
       Vec scales[kCount];
       for (int h = 0; h < kCount; ++h) {
-        const int64_t panel_idx = (first_half + h) / 2;
+        const int64_t panel = (first_half + h) / 2;
         const int parity = (kFirst + h) % 2;
-        const std::byte* block =
-            job.panels + panel_idx * job.panel_bytes + (has_row_scales ? kRowScaleBytes : 0) + g * block_bytes;
+        const std::byte* block = panels.first_block(panel) + g * panels.block_bytes;
         Vec zero_point = set1(static_cast<float>(Codes::kZero));
-        if (job.zeros != nullptr) {
-          const int64_t at = has_row_scales ? panel_idx : panel_idx * num_groups + g;
-          zero_point = to_float(load_bytes(job.zeros + at * kPanelRows + 16 * parity));
+        if (const uint8_t* zeros = panels.first_zeros(panel)) {
+          zero_point = to_float(load_bytes(zeros + (panels.has_row_scales ? 0 : g * kPanelRows) + 16 * parity));
         }
         if (parity == 0) {
-          expand<Dot, 0>(Codes{}, block, num_quads, zero_point, expanded[h]);
+          expand<Dot, 0>(Codes{}, block, panels.num_quads, zero_point, expanded[h]);
         } else {
-          expand<Dot, 1>(Codes{}, block, num_quads, zero_point, expanded[h]);
+          expand<Dot, 1>(Codes{}, block, panels.num_quads, zero_point, expanded[h]);
         }
-        scales[h] = load_scales(block + num_quads * Codes::kLineBytes + 32 * parity, f.scales);
+        scales[h] = panels.group_scales(block, parity);
       }
-      const int64_t rest = num_pairs - g * f.group / 2;
-      const int64_t pairs_here = rest < f.group / 2 ? rest : f.group / 2;
+      const int64_t rest = num_pairs - g * group_pairs;
+      const int64_t pairs_here = rest < group_pairs ? rest : group_pairs;
       for (int64_t r = 0; r < pairs_here; ++r) Dot::step(a + r * 2 * kRows, w, r * Dot::kPairBytes, sum);
       a += pairs_here * 2 * kRows;
-      if (has_row_scales) continue;
+      if (panels.has_row_scales) continue;
       for (int m = 0; m < kRows; ++m) {
         for (int h = 0; h < kCount; ++h) {
           acc[m][h] = fma(sum[m][h], scales[h], acc[m][h]);
@@ -117,11 +112,8 @@ struct DequantKernel {
       }
     }
     for (int h = 0; h < kCount; ++h) {
-      const int64_t half = first_half + h;
-      const std::byte* scale = job.panels + half / 2 * job.panel_bytes + 64 * (half % 2);
       for (int m = 0; m < kRows; ++m) {
-        if (has_row_scales) acc[m][h] = mul(sum[m][h], load(reinterpret_cast<const float*>(scale)));
-        put(job, row_begin + m, half * kLanes, acc[m][h]);
+        panels.put_scaled(row_begin + m, first_half + h, panels.has_row_scales ? sum[m][h] : acc[m][h]);
       }
     }
   }

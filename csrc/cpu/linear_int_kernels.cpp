@@ -6,6 +6,7 @@
 // order, and the float steps have one: the bits are the same for any number of rows, tile, thread and level. High
 // nibbles are multiplied where they lie (16 * code): sums are 16 times too large and their scale is 16 times smaller,
 // which changes no bit.
+#include "cpu/int_panels.h"
 #include "cpu/int_rows.h"
 
 namespace fastllm::cpu::FASTLLM_ISA {
@@ -137,24 +138,22 @@ struct IntKernel {
   static void multiply_style(const LinearJob& job, int64_t row_begin, int64_t first_half) {
     using P = Product<Codes, kRows, kCount, kFirst, kStyle>;
     const IntFormat& f = job.format;
-    const int64_t num_groups = num_groups_of(job.k, f);
+    const IntPanels<Codes> panels(job);
     P p;
     p.scale_kind = f.scales;
-    p.num_quads = f.group / 4;
+    p.num_quads = panels.num_quads;
     p.first = job.packed + row_begin * int_row_bytes(job.k, f);
-    p.second = p.first + kRows * num_groups * first_plane_bytes(f);
+    p.second = p.first + kRows * panels.num_groups * first_plane_bytes(f);
     FASTLLM_UNROLL for (int i = 0; i < P::kPanels; ++i) {
-      const int64_t panel = first_half / 2 + i;
-      p.blocks[i] = job.panels + panel * job.panel_bytes + (p.has_row_scales() ? kRowScaleBytes : 0);
-      p.zeros[i] =
-          job.zeros == nullptr ? nullptr : job.zeros + panel * kPanelRows * (p.has_row_scales() ? 1 : num_groups);
+      p.blocks[i] = panels.first_block(first_half / 2 + i);
+      p.zeros[i] = panels.first_zeros(first_half / 2 + i);
     }
 
     Vec acc[kRows][kCount];
     FASTLLM_UNROLL for (int m = 0; m < kRows; ++m) {
       FASTLLM_UNROLL for (int h = 0; h < kCount; ++h) acc[m][h] = zero();
     }
-    for (int64_t g = 0; g < num_groups; ++g) {
+    for (int64_t g = 0; g < panels.num_groups; ++g) {
       if (kStyle == Style::kAny && f.planes == Planes::kTwo) {
         p.add_group_of_two(acc);
       } else {
@@ -174,7 +173,7 @@ struct IntKernel {
       p.first += kRows * first_plane_bytes(f);
       p.second += kRows * f.group;
       FASTLLM_UNROLL for (int i = 0; i < P::kPanels; ++i) {
-        p.blocks[i] += p.num_quads * Codes::kLineBytes + (p.has_row_scales() ? 0 : 2 * kPanelRows);
+        p.blocks[i] += panels.block_bytes;
         if (p.has_zeros() && !p.has_row_scales()) p.zeros[i] += kPanelRows;
       }
     }
@@ -183,12 +182,7 @@ struct IntKernel {
       FASTLLM_UNROLL for (int h = 0; h < kCount; ++h) result[m][h] = acc[m][h];
     }
     FASTLLM_UNROLL for (int h = 0; h < kCount; ++h) {
-      const int64_t half = first_half + h;
-      const std::byte* scales = job.panels + half / 2 * job.panel_bytes + 64 * (half % 2);
-      FASTLLM_UNROLL for (int m = 0; m < kRows; ++m) {
-        if (p.has_row_scales()) result[m][h] = mul(result[m][h], load(reinterpret_cast<const float*>(scales)));
-        put(job, row_begin + m, half * kLanes, result[m][h]);
-      }
+      FASTLLM_UNROLL for (int m = 0; m < kRows; ++m) panels.put_scaled(row_begin + m, first_half + h, result[m][h]);
     }
   }
 };

@@ -1,44 +1,32 @@
 // Dot products of 16-bit pairs: 16 lanes of 32 bits, each holding two consecutive steps of a reduction.
 //
-//   Ints                 16 lanes of int32
 //   Pairs                16 lanes of two int16 (or, on the bf16 level, two bf16)
 //   widen_pairs(p)       32 signed bytes as Pairs
 //   set_pair(x)          the same pair in each lane
-//   dot(acc, a, b)       acc + a[0] * b[0] + a[1] * b[1], lane by lane, exact in int32
-//   to_float(x)          rounded to nearest even
-//   load_bf16(p)         16 bf16 numbers as floats
+//   dot(acc, a, b)       acc + a[0] * b[0] + a[1] * b[1], lane by lane, exact in int32 (Ints of simd_int.h)
 //   store_i16(p, x)      x rounded to nearest even; |x| < 32768
 // Integers, so every level has the same bits.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/simd_int.h"
 
 namespace fastllm::cpu::FASTLLM_ISA {
 
 #if defined(__AVX512F__)
 
-struct Ints {
-  __m512i v;
-};
 struct Pairs {
   __m512i v;
 };
-FASTLLM_INLINE Ints zero_ints() { return {_mm512_setzero_si512()}; }
 FASTLLM_INLINE Pairs widen_pairs(const std::byte* p) {
   return {_mm512_maskz_cvtepi8_epi16(0xffffffffu, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 FASTLLM_INLINE Pairs set_pair(int32_t x) { return {_mm512_set1_epi32(x)}; }
 FASTLLM_INLINE Ints dot(Ints acc, Pairs a, Pairs b) {
 #if defined(__AVX512VNNI__)
-  return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)};
+  return as_ints(_mm512_dpwssd_epi32(bits_of(acc), a.v, b.v));
 #else
-  return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(a.v, b.v))};
+  return add(acc, as_ints(_mm512_madd_epi16(a.v, b.v)));
 #endif
-}
-FASTLLM_INLINE Vec to_float(Ints x) { return {_mm512_maskz_cvtepi32_ps(0xffff, x.v)}; }
-FASTLLM_INLINE Vec load_bf16(const std::byte* p) {
-  const __m512i bits = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, bits, 16))};
 }
 FASTLLM_INLINE void store_i16(int16_t* p, Vec x) {
   const __m512i rounded = _mm512_maskz_cvtps_epi32(0xffff, x.v);
@@ -47,27 +35,17 @@ FASTLLM_INLINE void store_i16(int16_t* p, Vec x) {
 
 #elif defined(__AVX2__)
 
-struct Ints {
-  __m256i a, b;
-};
 struct Pairs {
   __m256i a, b;
 };
-FASTLLM_INLINE Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 FASTLLM_INLINE Pairs widen_pairs(const std::byte* p) {
   const auto* half = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtepi8_epi16(_mm_loadu_si128(half)), _mm256_cvtepi8_epi16(_mm_loadu_si128(half + 1))};
 }
 FASTLLM_INLINE Pairs set_pair(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 FASTLLM_INLINE Ints dot(Ints acc, Pairs x, Pairs y) {
-  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
+  return add(acc, as_ints(_mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b)));
 }
-FASTLLM_INLINE Vec to_float(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-FASTLLM_INLINE __m256 widen_bf16_half(const std::byte* p) {
-  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-}
-FASTLLM_INLINE Vec load_bf16(const std::byte* p) { return {widen_bf16_half(p), widen_bf16_half(p + 16)}; }
 FASTLLM_INLINE void store_i16(int16_t* p, Vec x) {
   const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
@@ -75,13 +53,9 @@ FASTLLM_INLINE void store_i16(int16_t* p, Vec x) {
 
 #else
 
-struct Ints {
-  int32_t v[16];
-};
 struct Pairs {
   int16_t v[32];
 };
-FASTLLM_INLINE Ints zero_ints() { return {}; }
 FASTLLM_INLINE Pairs widen_pairs(const std::byte* p) {
   Pairs r;
   for (int i = 0; i < 32; ++i) r.v[i] = static_cast<int8_t>(p[i]);
@@ -98,16 +72,6 @@ FASTLLM_INLINE Pairs set_pair(int32_t x) {
 FASTLLM_INLINE Ints dot(Ints acc, Pairs a, Pairs b) {
   for (int i = 0; i < 16; ++i) acc.v[i] += a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1];
   return acc;
-}
-FASTLLM_INLINE Vec to_float(Ints x) {
-  Vec r;
-  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(x.v[i]);
-  return r;
-}
-FASTLLM_INLINE Vec load_bf16(const std::byte* p) {
-  Vec r;
-  for (int i = 0; i < 16; ++i) r.v[i] = widen_bf16(read_u16(p + 2 * i));
-  return r;
 }
 FASTLLM_INLINE void store_i16(int16_t* p, Vec x) {
   // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits. (lrintf of a NaN is not defined.)

@@ -433,6 +433,10 @@ class Model:
     def page_size(self) -> int: ...
 
     @property
+    def shares_host_memory(self) -> bool:
+        """Whether the device's memory is the host's."""
+
+    @property
     def device_free_bytes(self) -> int:
         """Free memory of the device; 0 where it is the host's."""
 
@@ -461,7 +465,9 @@ class Model:
         """Bytes of each matrix as it is held."""
 
     def weight_memory(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
-        """All weights as they lie in memory: bytes that a packed cache keeps."""
+        """
+        All weights as they lie in memory: bytes that a packed cache keeps. Only with shares_host_memory.
+        """
 
     def mark_filled(self) -> None:
         """After weight_memory() was written whole."""

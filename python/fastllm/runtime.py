@@ -184,7 +184,7 @@ class Runtime:
             max_num_seqs=options.max_num_seqs,
             memory_budget=options.memory_budget,
             kv_cache_tokens=options.kv_cache_tokens,
-            device_free_bytes=native.device_free_bytes,
+            device_free_bytes=None if native.shares_host_memory else native.device_free_bytes,
         )
 
     def info(self) -> dict[str, Any]:
@@ -324,6 +324,11 @@ class Runtime:
                 compiler = GrammarCompiler(self._tokenizer(), self._vocab_size, self.eos_token_ids)
                 self._structured = Structured(compiler, MaskWorker(self.engine, self._vocab_size))
             return self._structured
+
+    @property
+    def num_grammars(self) -> int:
+        """Of requests that have not ended."""
+        return 0 if self._structured is None else self._structured.worker.num_grammars
 
     def prepare_embedding(self, prompt: Prompt, pooling: Pooling) -> PreparedEmbedding:
         """``prepare`` for an embedding. Raises InvalidRequestError for a wrong `pooling`."""

@@ -173,6 +173,75 @@ def test_slow_senders_are_closed_and_hold_nobody_up(server):
     assert time.monotonic() - start < 15
 
 
+def read_to_the_end(sock):
+    """Fails unless the server closes within some seconds."""
+    sock.settimeout(8)
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := sock.recv(65536):
+            data += piece
+    return data
+
+
+UNREAD = b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\n"  # answered before the body is there
+
+
+@pytest.mark.parametrize("first", [
+    b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    UNREAD + b"content-length: 100\r\n\r\n{",
+    UNREAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{",
+])  # fmt: skip
+@pytest.mark.parametrize("later", [b"\r\n", b"{"])
+def test_a_connection_does_not_outlive_its_answer_for_long(server, first, later):
+    with server.connect() as sock:
+        sock.sendall(first)
+        read_some(sock, b"}")
+        sock.sendall(later)
+        assert b"HTTP/1.1 200" not in read_to_the_end(sock)
+    wait_for(lambda: not server.server.server_state.connections)
+
+
+def test_the_rest_of_a_body_may_come_after_the_answer(server):
+    with server.connect() as sock:
+        sock.sendall(UNREAD + b"content-length: 200000\r\n\r\n")
+        read_some(sock, b"}}")
+        sock.sendall(b"x" * 200_000 + b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"HTTP/1.1 200" in read_some(sock, b"}")
+
+
+@pytest.mark.parametrize("endless", [b"a: b\r\n", b"a", b"1;x\r\n{\r\n", b"\r\n"])
+def test_what_frames_a_body_is_limited(server, endless):
+    """Trailers, a trailer's name, chunks of one byte, empty lines."""
+    begin = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    if endless != b"\r\n":
+        begin = UNREAD + b"transfer-encoding: chunked\r\n\r\n" + (b"" if endless.startswith(b"1") else b"0\r\n")
+    with server.connect() as sock:
+        sock.sendall(begin)
+        read_some(sock, b"}")
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - start < 5:
+                sock.sendall(endless * 1000)
+                for connection in list(server.server.server_state.connections):
+                    assert len(connection.headers or ()) < 100
+        read_to_the_end(sock)
+    wait_for(lambda: not server.server.server_state.connections)
+
+
+def test_a_whole_answer_that_nobody_reads_is_dropped():
+    config = ServerConfig(port=0, log_requests=False, send_timeout_s=1, max_body_bytes=4 << 20)
+    with Serving(config) as server:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", server.port))
+        with contextlib.closing(sock):
+            data = json.dumps({"prompt": "\u00e9" * 400_000, "return_token_strs": True}).encode()
+            sock.sendall(b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
+            wait_for(lambda: server.server.server_state.total_requests == 1, 30)
+            assert server.server.server_state.connections
+            wait_for(lambda: not server.server.server_state.connections, 10)
+
+
 @pytest.mark.parametrize(
     "data",
     [

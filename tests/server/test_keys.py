@@ -1,11 +1,12 @@
 """API keys: who may do what, how much, and that nothing tells a key."""
 
+import asyncio
 import json
 import logging
 import time
 
 import pytest
-from serving import Serving
+from serving import Serving, wait_for
 
 from fastllm.errors import InvalidRequestError
 from fastllm.server.app import ROUTES
@@ -30,6 +31,7 @@ def server():
         ApiKey("team-b", OTHER, requests_per_minute=3, cache_salt="b", priority=5),
         ApiKey("tokens", "sk-tokens-key", tokens_per_minute=20),
         ApiKey("single", "sk-single-key", max_concurrent=1),
+        ApiKey("leaving", "sk-leaving-key", tokens_per_minute=400),
     )
     with Serving(ServerConfig(port=0, api_keys=keys)) as serving:
         yield serving
@@ -78,6 +80,55 @@ def test_tokens_per_minute(server):
     assert server.post("/v1/completions", body, bearer("sk-tokens-key"))[0] == 200
     status, headers, _ = server.request("POST", "/v1/completions", body, bearer("sk-tokens-key"))
     assert status == 429 and 30 <= int(headers["retry-after"]) <= 60
+
+
+def test_a_prompt_counts_also_when_its_client_leaves_before_the_first_token(server, monkeypatch):
+    async def never(*_, **__):
+        await asyncio.sleep(60)
+        yield
+
+    monkeypatch.setattr(server.llm, "generate", never)
+    body = {"prompt": [5] * 500, "max_tokens": 1}
+    with server.connect() as sock:
+        data = json.dumps(body).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer sk-leaving-key\r\n"
+        sock.sendall(head + b"content-length: %d\r\n\r\n" % len(data) + data)
+        wait_for(lambda: server.server.server_state.tasks)
+        time.sleep(0.2)
+    wait_for(lambda: not server.server.server_state.tasks)
+    monkeypatch.undo()
+    assert server.post("/v1/completions", BODY, bearer("sk-leaving-key"))[0] == 429
+
+
+def test_what_the_engine_refuses_costs_no_tokens():
+    with Serving(ServerConfig(port=0, api_keys=(ApiKey("a", SECRET, tokens_per_minute=100),))) as server:
+        for path, body in (("completions", {"prompt": [5] * 600}), ("embeddings", {"input": [5] * 600})):
+            assert server.post(f"/v1/{path}", body, bearer(SECRET))[0] == 400
+        assert server.post("/v1/completions", BODY, bearer(SECRET))[0] == 200
+
+
+def test_a_client_cannot_go_before_its_key(server):
+    for path, body in (("completions", BODY), ("embeddings", {"input": "x"})):
+        status, answer = server.post(f"/v1/{path}", {**body, "priority": -1}, bearer(SECRET))
+        assert (status, answer["error"]["param"]) == (400, "priority")
+        assert server.post(f"/v1/{path}", {**body, "priority": 1}, bearer(SECRET))[0] == 200
+
+
+def test_no_client_reaches_the_prefixes_of_another_key():
+    keys = (ApiKey("b", SECRET, cache_salt="b"), ApiKey("none", OTHER), ApiKey("none-too", "sk-third-key"))
+    with Serving(ServerConfig(port=0, log_requests=False, api_keys=keys)) as server:
+        body = {"prompt": [7] * 200, "max_tokens": 1}
+
+        def cached(secret, salt=None):
+            _, answer = server.post("/v1/completions", {**body, "cache_salt": salt}, bearer(secret))
+            return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        assert cached(SECRET) == 0 and cached(SECRET) > 0
+        assert [cached(OTHER, salt) for salt in ("b", "b/", "/b", "b//")] == [0] * 4
+        assert cached(SECRET, "x") == cached(OTHER, "b/x") == 0
+        assert cached(OTHER) == 0 and cached("sk-third-key") > 0  # they have the same salt: none
+    with pytest.raises(InvalidRequestError, match="slash"):
+        ServerConfig(api_keys=(ApiKey("a", SECRET, cache_salt="a/"),))
 
 
 def test_requests_at_a_time(server):

@@ -20,8 +20,8 @@ class ApiKey:
         secret: the key itself; never logged.
         requests_per_minute, tokens_per_minute: token buckets that hold one minute's worth.
         max_concurrent: requests at the same time.
-        priority: of this key's requests in the engine; lower is served first.
-        cache_salt: requests share cached prefixes only within the same salt.
+        priority: of this key's requests in the engine; lower is served first. A request can only add to it.
+        cache_salt: requests share cached prefixes only within the same salt; keys of the same salt share theirs.
     """
 
     name: str
@@ -111,6 +111,8 @@ class ServerConfig:
         for key in self.api_keys:
             if len(key.secret) < 8 or not key.secret.isascii() or not key.secret.isprintable() or " " in key.secret:
                 raise InvalidRequestError(f"API key {key.name!r}: at least 8 printable ASCII characters, no spaces")
+            if "/" in key.cache_salt:
+                raise InvalidRequestError(f"API key {key.name!r}: cache_salt must not contain a slash")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
 from fastllm import AsyncLLM, EmbeddingOutput, RequestOutput
+from fastllm.errors import FastLLMError
 from fastllm.server.config import ApiKey, ServerConfig
 from fastllm.server.cost import Cost, Price
-from fastllm.server.errors import ApiError
+from fastllm.server.errors import ApiError, invalid
 
 if TYPE_CHECKING:
     from fastllm.server.state import ServerState
@@ -80,12 +83,27 @@ class RequestContext:
         return self.arrival + min(limits) if limits else None
 
     def priority(self, own: int | None) -> int:
-        """In the engine: that of the key, and what the request adds."""
-        return (self.key.priority if self.key else 0) + (own or 0)
+        """In the engine: that of the key, and what the request adds. Raises ApiError 400."""
+        if self.key is None:
+            return own or 0
+        if own is not None and own < 0:
+            raise invalid("priority: with an API key 0 or more is allowed; lower is served first", "priority")
+        return self.key.priority + (own or 0)
 
     def cache_salt(self, own: str | None) -> str:
-        """A key's own salt comes first: no client can reach the prefixes of another key."""
-        return (f"{self.key.cache_salt}/" if self.key and self.key.cache_salt else "") + (own or "")
+        """A key's own salt comes first, and has no slash: no client can reach the prefixes of another key."""
+        scope, own = self.key.cache_salt if self.key else "", own or ""
+        return f"{scope}/{own}" if scope or own else ""
+
+    @contextlib.contextmanager
+    def charged(self, num_prompt_tokens: int) -> Iterator[None]:
+        """Around an engine request: its prompt counts from the beginning, unless the engine refuses it."""
+        self.num_prompt_tokens += num_prompt_tokens
+        try:
+            yield
+        except FastLLMError:
+            self.num_prompt_tokens -= num_prompt_tokens
+            raise
 
     @property
     def cost(self) -> Cost:
@@ -96,7 +114,6 @@ class RequestContext:
 
     def observe_embedding(self, number: int, output: EmbeddingOutput) -> None:
         """Counts one embedding."""
-        self.num_prompt_tokens += output.metrics.num_prompt_tokens
         self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
         self.server.observer.embedded(self, output, time.monotonic())
 
@@ -108,7 +125,6 @@ class RequestContext:
         self._last[number] = (now, tokens)
         self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
         if before is None:
-            self.num_prompt_tokens += output.metrics.num_prompt_tokens
             self.num_generated_tokens += tokens
             self.server.observer.first_output(self, output, now)
         else:

@@ -42,14 +42,18 @@ class Delta:
 class Result:
     """All that one sequence has got."""
 
-    text: str = ""
+    texts: list[str] = dataclasses.field(default_factory=list)
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
     def add(self, delta: Delta) -> None:
-        self.text += delta.text
+        self.texts.append(delta.text)
         self.token_ids += delta.token_ids
         if delta.logprobs is not None:
             if self.logprobs is None:
@@ -151,10 +155,11 @@ class Generation:
                 prompt, self._params, priority=self._priority, cache_salt=self._salt, deltas=True
             )
             failed = False
-            async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
-                async for output in stream:
-                    failed = failed or any(c.finish_reason in ("abort", "error") for c in output.outputs)
-                    yield number, output
+            with self._context.charged(len(self._prompts[number])):
+                async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
+                    async for output in stream:
+                        failed = failed or any(c.finish_reason in ("abort", "error") for c in output.outputs)
+                        yield number, output
         except FastLLMError as error:
             raise from_engine(error, self._renamed) from error
         if failed:

@@ -17,7 +17,7 @@ _FREE = "/v1/models"
 
 
 class Bucket:
-    """Fills at ``per_minute`` and holds as much. The level may go below zero: tokens are known only afterwards."""
+    """Fills at ``per_minute`` and holds as much. The level may go below zero: tokens are taken afterwards."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = per_minute / 60

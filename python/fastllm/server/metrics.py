@@ -183,6 +183,7 @@ class _Counters(Collector):
         read = s["num_steps"] * self._plan["weight_bytes"] + s["num_context_tokens"] * self._token_bytes
         yield self._counter("fastllm:engine_read_bytes", "Weights once a step, and the K/V of all contexts.", read)
         yield self._counter("fastllm:nonfinite_rows", "Rows of logits with NaN or infinity.", s["num_nonfinite_rows"])
+        yield self._gauge("fastllm:grammars", "Of requests that have not ended.", s["num_grammars"])
         yield self._counter("fastllm:grammar_masks", "Masks of structured outputs that were asked for.", s["num_masks"])
         yield self._counter(
             "fastllm:grammar_masks_late",

@@ -52,8 +52,11 @@ class ServerState:
 
     async def warm_up(self) -> None:
         """Ready means that a token has been generated."""
-        # How grammars write markers: one that is a special token by its id, others as text.
-        for marker in (BEGIN, END, *((self.tool_style.begin, self.tool_style.end) if self.tool_style else ())):
+        # How grammars write markers: one that is a special token by its id, others as text. They are of chats: without
+        # a tokenizer a model still serves token ids.
+        style = self.tool_style
+        has_chats = style is not None or self.llm.chat_template is not None
+        for marker in (BEGIN, END, *((style.begin, style.end) if style else ())) if has_chats else ():
             ids = await self.llm.encode(marker, add_special_tokens=False)
             is_special = len(ids) == 1 and not self.llm.decode(ids, skip_special_tokens=True)
             self.literals[marker] = f"<[{ids[0]}]>" if is_special else json.dumps(marker)

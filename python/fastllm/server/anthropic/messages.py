@@ -234,7 +234,9 @@ async def count_tokens(request: Request) -> Response:
     body = await parse_body(request, CountBody, context.config)
     context.check_model(body.model)
     messages = template_messages(body.system, body.messages, context.config.max_messages)
-    variables: dict[str, Any] = {"tools": template_tools(_tools(body.tools))} if body.tools else {}
+    variables: dict[str, Any] = (
+        {"tools": template_tools(_tools(body.tools))} if body.tools and _choice(body.tool_choice) != "none" else {}
+    )
     try:
         prompt = await context.llm.render_chat(messages, **variables)
     except FastLLMError as error:
