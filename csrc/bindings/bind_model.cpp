@@ -139,10 +139,10 @@ nb::dict measure_limits(int num_threads) {
 
 void bind_model(nb::module_& m) {
   using Release = nb::call_guard<GilRelease>;
-  nb::class_<MatrixFormat>(m, "MatrixFormat", "How one matrix of integers is held; see csrc/ops/weights.h.")
+  nb::class_<MatrixFormat>(m, "MatrixFormat", "How one matrix of codes is held; see csrc/ops/weights.h.")
       .def(nb::new_([](const std::string& format, int64_t group, const std::string& scale_dtype, bool has_zeros,
                        const std::string& act) {
-             return MatrixFormat{parse_integer_format(format), group, parse_float_dtype(scale_dtype), has_zeros,
+             return MatrixFormat{parse_code_format(format), group, parse_float_dtype(scale_dtype), has_zeros,
                                  parse_act_mode(act)};
            }),
            nb::kw_only(), "format"_a, "group"_a, "scale_dtype"_a, "has_zeros"_a, "act"_a);
@@ -204,6 +204,14 @@ void bind_model(nb::module_& m) {
       .def(
           "fill_random", [](Model& self, uint64_t seed) { weights_of(self).fill_random(seed); }, "seed"_a, Release())
       .def("unfilled", [](Model& self) { return weights_of(self).unfilled(); })
+      .def(
+          "measure_read_bandwidth",
+          [](Model& self, int num_threads) {
+            if (!self.backend->shares_host_memory()) return 0.0;
+            ThreadPool pool(num_threads);
+            return measure_read_bandwidth(pool, weights_of(self).memory());
+          },
+          "num_threads"_a, Release(), "Bytes per second at which the weights are read; 0: not known.")
       .def("matrix_bytes", &matrix_bytes, "Bytes of each matrix as it is held.")
       .def("weight_memory", &weight_memory,
            "All weights as they lie in memory: bytes that a packed cache keeps. Only with shares_host_memory.")

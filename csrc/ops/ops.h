@@ -64,12 +64,16 @@ struct StepView {
 //   x' = code * scale
 // Codes are 0 where the scale is 0. The scale is NaN where a number is not finite. bf16, because it cannot overflow and
 // keeps its precision for small numbers; that it is coarse costs nothing, the codes being relative to it.
+//
+// kE4M3 is the same with scale = bf16(largest |x| / 448) and code = x / scale rounded to the nearest e4m3, at most 448
+// either way. A backend may refuse it (kUnsupportedModel from kv_page_bytes).
 struct KvSpec {
   int64_t num_kv_heads = 0;    // G
   int64_t head_dim = 0;        // D
-  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, kI8
+  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, kI8, kE4M3
 };
 constexpr int64_t kKvScaleDims = 32;
+constexpr bool has_kv_scales(DType t) { return t == DType::kI8 || t == DType::kE4M3; }
 struct KvLayer {
   KvSpec spec;
   std::byte* data = nullptr;  // page p begins at data + p * page_bytes
@@ -180,6 +184,12 @@ struct MoeRouteArgs {
   float* weights = nullptr;    // [T, k]
 };
 
+// How much an expert was used so far.
+struct ExpertUse {
+  int64_t num_tokens = 0;  // rows of moe_ffn that chose it
+  int64_t num_reads = 0;   // times that its weights were read: passes of moe_ffn in which a row chose it
+};
+
 // y[t] = sum over the chosen experts, in ascending expert index, of weight * down(act(gate_up(x[t]))).
 struct MoeFfnArgs {
   Mat x;  // [T, E]
@@ -191,7 +201,8 @@ struct MoeFfnArgs {
   const float* gate_up_bias = nullptr;    // [X, 2F] or nullptr
   const float* down_bias = nullptr;       // [X, E] or nullptr
   ActivationSpec activation;
-  Mat y;  // [T, E]
+  Mat y;                     // [T, E]
+  ExpertUse* use = nullptr;  // [X] added to, or nullptr; the counts fall out of sorting the rows by expert
 };
 
 // residual += x * (gate ? sigmoid(gate[t]) : 1)
@@ -246,7 +257,7 @@ class Backend {
 
   [[nodiscard]] virtual int64_t packed_bytes(const WeightDesc& desc) const = 0;
   virtual void pack(const PackedWeight& to, const WeightSlice& slice) = 0;      // float formats
-  virtual void pack_codes(const PackedWeight& to, const CodeSlice& slice) = 0;  // integer formats
+  virtual void pack_codes(const PackedWeight& to, const CodeSlice& slice) = 0;  // formats with codes
   [[nodiscard]] virtual int64_t page_size() const = 0;                          // P
   [[nodiscard]] virtual int64_t kv_page_bytes(const KvSpec& spec) const = 0;
   [[nodiscard]] virtual int64_t scratch_bytes(const OpLimits& limits) const = 0;

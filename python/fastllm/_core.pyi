@@ -381,6 +381,11 @@ class Engine:
 
     def stats(self) -> dict: ...
 
+    def expert_use(self) -> bytes:
+        """
+        [layers, experts, 2] int64 in the machine's byte order: rows that chose the expert, and times that its weights were read. Empty for a model without experts.
+        """
+
     def close(self) -> None: ...
 
     @property
@@ -402,7 +407,7 @@ def quantize_rows(values: Annotated[NDArray[numpy.float32], dict(shape=(None, No
     """
 
 class MatrixFormat:
-    """How one matrix of integers is held; see csrc/ops/weights.h."""
+    """How one matrix of codes is held; see csrc/ops/weights.h."""
 
     def __init__(self, *, format: str, group: int, scale_dtype: str, has_zeros: bool, act: str) -> None: ...
 
@@ -460,6 +465,9 @@ class Model:
     def fill_random(self, seed: int) -> None: ...
 
     def unfilled(self) -> list[str]: ...
+
+    def measure_read_bandwidth(self, num_threads: int) -> float:
+        """Bytes per second at which the weights are read; 0: not known."""
 
     def matrix_bytes(self) -> dict:
         """Bytes of each matrix as it is held."""

@@ -20,6 +20,9 @@ from fastllm.outputs import EmbeddingOutput, RequestOutput
 from fastllm.params import SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from fastllm.request_state import EmbeddingState, RequestState
     from fastllm.runtime import EngineOptions, Prompt
 
@@ -238,6 +241,14 @@ class AsyncLLM:
     def stats(self) -> dict[str, Any]:
         """The engine's counters: running and waiting requests, pages, steps, tokens. Cheap; also after ``close()``."""
         return {**self._runtime.engine.stats(), "num_grammars": self._runtime.num_grammars}
+
+    def expert_use(self) -> npt.NDArray[np.int64]:
+        """See ``LLM.expert_use``."""
+        return self._runtime.expert_use()
+
+    def measure_read_bandwidth(self) -> float | None:
+        """See ``LLM.measure_read_bandwidth``."""
+        return self._runtime.measure_read_bandwidth()
 
     @property
     def chat_template(self) -> str | None:

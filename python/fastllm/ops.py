@@ -114,11 +114,12 @@ class PackedWeight:
         scale_dtype: str | None = None,
         device: str | Device = "cpu",
     ) -> PackedWeight:
-        """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g] with g = k // group, kept as integers.
+        """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g] with g = k // group, kept as codes.
 
         codes [N, K] or [X, N, K] uint8, 0..15 for format "int4", 0..255 for "int8". scales [N, groups] (or [X, N,
         groups]) float32, each exact in scale_dtype; groups = ceil(K / group). group: 32, 64 or 128 columns, or 0: one
-        scale for a whole row. zeros like scales, uint8, at most 16 for int4; None: 8 for int4, 128 for int8.
+        scale for a whole row. Format "fp8": codes are e4m3, without zeros, scales float32, act "bf16" or "f32"; on CUDA
+        and the reference. zeros like scales, uint8, at most 16 for int4; None: 8 for int4, 128 for int8.
 
         act: how activations meet the integers: "a8" (one signed byte each, a scale per row and group), "a8r" (and a
         second byte in groups with an outlier), "a15" (two bytes), "bf16", "f32". The first three give the same bits on
@@ -135,7 +136,7 @@ class PackedWeight:
             group=group,
             format=format,
             act=act,
-            scale_dtype=scale_dtype or ("float16" if group else "float32"),
+            scale_dtype=scale_dtype or ("float16" if group and format != "fp8" else "float32"),
         )
         return self
 
@@ -154,7 +155,8 @@ class KvCache:
     """Pages of P tokens for the keys and values of one layer. Zero at first.
 
     dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``: signed bytes with a bfloat16 scale, the largest
-    number over 127, for 32 dimensions of a key or all dimensions of a value.
+    number over 127, for 32 dimensions of a key or all dimensions of a value. ``"fp8"``: e4m3 with the same scales, over
+    448; on CUDA and the reference, other devices raise UnsupportedModelError.
     """
 
     def __init__(

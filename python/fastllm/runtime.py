@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastllm import _core, memory, models
 from fastllm.checkpoint import loader
 from fastllm.checkpoint.config import Config
@@ -30,11 +32,13 @@ from fastllm.text.tokenizer import Tokenizer
 from fastllm.weights import HeldWeights
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastllm.text.chat_template import ChatTemplate
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
-KV_DTYPES = (*DTYPES, "int8")
+KV_DTYPES = (*DTYPES, "int8", "fp8")
 LOAD_FORMATS = ("auto", "dummy")
 SCHEDULERS = ("continuous", "static")
 
@@ -117,11 +121,14 @@ class Runtime:
         self.weights = HeldWeights(
             spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode,
             auto_mode="bf16" if is_cuda else "a8r",
+            # They meet activations in bf16: not what float32 asks for.
+            keeps_fp8=is_cuda and self.dtype != "float32",
         )  # fmt: skip
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position
         self._vocab_size: int = spec.vocab_size
         self.hidden_size: int = spec.hidden_size
+        self._num_layers: int = len(spec.layers)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
         with text_folder(folder) as texts:
@@ -214,6 +221,15 @@ class Runtime:
             "memory": {**dataclasses.asdict(self.memory), "total_bytes": self.memory.total_bytes},
             "engine": self.engine.stats(),
         }
+
+    def expert_use(self) -> npt.NDArray[np.int64]:
+        """See ``LLM.expert_use``."""
+        use = np.frombuffer(self.engine.expert_use(), np.int64)
+        return use.reshape((self._num_layers, -1, 2) if use.size else (0, 0, 2))
+
+    def measure_read_bandwidth(self) -> float | None:
+        """See ``LLM.measure_read_bandwidth``."""
+        return self._live().measure_read_bandwidth(self._num_threads) or None
 
     def scorer(self) -> _core.Scorer:
         """The model as it gives whole rows of logits, in the memory that was planned for the engine, which ends here.

@@ -1,13 +1,27 @@
-"""The operations in float64, and what tests share: random inputs, tolerances by device, paged caches."""
+"""The operations in float64, and what tests share: devices, random inputs, tolerances by device, paged caches."""
 
 import numpy as np
 import tolerances
 import torch
 
-from fastllm import ops
+import fastllm
+from fastllm import _core, ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KV_DTYPES = (*DTYPES, "int8")
+KV_DTYPES = (*DTYPES, "int8", "fp8")
+
+
+def has_cuda():
+    try:
+        ops.Device("cuda")
+    except fastllm.DeviceError:
+        return False
+    return True
+
+
+def device_names():
+    cuda = ["cuda:emulated", *(["cuda"] if has_cuda() else [])]
+    return ["reference", *(f"cpu:{level}" for level in _core.cpu_isa_levels()), *cuda]
 
 
 def relative(device, *, weights=None):
@@ -46,18 +60,20 @@ def weight(rng, shape, dtype):
 
 
 def rounded(x, dtype, group=None):
-    """x as a cache of that type holds it. int8: groups of the last dimension share a scale; None: all of it."""
-    if dtype == "int8":
-        return rounded_int8(np.asarray(x, np.float32), group or x.shape[-1])
+    """x as a cache of that type holds it. int8, fp8: groups of the last dimension share a scale; None: all of it."""
+    if dtype in ("int8", "fp8"):
+        return rounded_codes(np.asarray(x, np.float32), dtype, group or x.shape[-1])
     return torch.from_numpy(np.ascontiguousarray(x)).to(DTYPES[dtype]).double().numpy()
 
 
-def rounded_int8(x, group):
+def rounded_codes(x, dtype, group):
+    largest = np.float32(127 if dtype == "int8" else 448)
     out = np.empty(x.shape)
     for begin in range(0, x.shape[-1], group):
         part = x[..., begin : begin + group]
-        scale = torch.from_numpy(np.abs(part).max(-1, keepdims=True) / np.float32(127)).bfloat16().float().numpy()
-        codes = np.clip(np.rint(part / np.where(scale > 0, scale, 1)), -127, 127)
+        scale = torch.from_numpy(np.abs(part).max(-1, keepdims=True) / largest).bfloat16().float().numpy()
+        codes = np.clip(part / np.where(scale > 0, scale, 1), -largest, largest)
+        codes = np.rint(codes) if dtype == "int8" else torch.from_numpy(codes).to(torch.float8_e4m3fn).float().numpy()
         out[..., begin : begin + group] = np.where(scale > 0, codes * scale.astype(np.float64), 0)
     return out
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+import types
 
 import pytest
 from serving import Serving, wait_for
@@ -11,8 +12,9 @@ from serving import Serving, wait_for
 from fastllm.errors import InvalidRequestError
 from fastllm.server.app import ROUTES
 from fastllm.server.config import ApiKey, ServerConfig
+from fastllm.server.errors import ApiError
 from fastllm.server.guard import find_key
-from fastllm.server.limits import Bucket
+from fastllm.server.limits import Bucket, Limiter
 from fastllm.server.settings import read_api_keys
 
 SECRET, OTHER = "sk-secret-canary-1", "sk-other-canary-22"
@@ -159,6 +161,54 @@ def test_a_bucket_gives_its_rate_within_two_percent(per_minute):
         else:
             now[0] += max(wait, 1e-3)
     assert taken == pytest.approx(per_minute * 10, rel=0.02, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens_each", "of_requests", "of_tokens"),
+    [
+        ({"requests_per_minute": 120}, 10, 120, None),
+        ({"tokens_per_minute": 60_000}, 37, None, 60_000),
+        ({"requests_per_minute": 600, "tokens_per_minute": 6000}, 100, None, 6000),  # tokens bind
+        ({"requests_per_minute": 30, "tokens_per_minute": 6000}, 100, 30, None),  # requests bind
+    ],
+    ids=str,
+)
+def test_a_key_gets_its_limit_within_two_percent(limits, tokens_each, of_requests, of_tokens):
+    """Eight greedy clients of one key for an hour; what a request costs is known only when it has ended."""
+    now = [0.0]
+    limiter = Limiter([ApiKey("k", SECRET, **limits)], lambda: now[0])
+    taken = {"requests": 0, "tokens": 0}
+
+    async def client(seconds):
+        context = types.SimpleNamespace(
+            key=ApiKey("k", SECRET, **limits), num_prompt_tokens=tokens_each, num_generated_tokens=0
+        )
+        try:
+            async with limiter.admit(context, "/v1/completions"):
+                now[0] += seconds
+        except ApiError as error:
+            assert error.status == 429
+            return float(error.headers["retry-after"])
+        taken["requests"] += 1
+        taken["tokens"] += tokens_each
+        return 0.0
+
+    async def hour(end):
+        waits = [0.0] * 8
+        while now[0] < end:
+            for i, until in enumerate(waits):
+                if until <= now[0]:
+                    waits[i] = now[0] + await client(0.02)
+            now[0] += 0.05
+
+    asyncio.run(hour(120))  # the minute's worth that the bucket held
+    taken.update(requests=0, tokens=0)
+    start = now[0]
+    asyncio.run(hour(start + 3600))
+    minutes = (now[0] - start) / 60
+    for name, limit in (("requests", of_requests), ("tokens", of_tokens)):
+        if limit is not None:
+            assert taken[name] / minutes == pytest.approx(limit, rel=0.02)
 
 
 def test_logs_and_errors_hold_no_keys_and_no_prompts(server, caplog, monkeypatch):

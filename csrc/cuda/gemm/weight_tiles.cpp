@@ -10,7 +10,7 @@ TileLayout::TileLayout(const WeightDesc& desc)
     : num_bands(ceil_div(desc.n, kBandRows)),
       num_chunks(ceil_div(desc.k, kChunkCols)),
       chunk_bytes(words_per_chunk(desc.format) * 512),
-      num_groups(is_integer(desc.format) ? desc.groups() : 0),
+      num_groups(has_codes(desc.format) ? desc.groups() : 0),
       code_bytes(desc.format == WeightFormat::kF32 ? checked_mul(checked_mul(desc.n, desc.k, "weight"), 4, "weight")
                                                    : checked_mul(checked_mul(num_bands, num_chunks, "weight"),
                                                                  kStripsPerBand * chunk_bytes, "weight")),
@@ -32,6 +32,7 @@ WeightView view_of(const PackedWeight& weight) {
   view.group_shift = weight.desc.group > 0 ? std::countr_zero(static_cast<uint64_t>(weight.desc.group)) : 30;
   view.format = weight.desc.format;
   view.scale_dtype = weight.desc.scale_dtype;
+  view.act = weight.desc.act;
   return view;
 }
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+from typing import TYPE_CHECKING
 
 from fastllm.errors import InvalidRequestError
 from fastllm.server.cost import Price
 from fastllm.server.filters import FilterChain
 from fastllm.server.openai.tools import STYLES
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +55,9 @@ class ServerConfig:
         tool_call_parser: how the model writes calls: hermes, llama3_json, mistral, none; auto: by its chat template.
         reasoning_parser: "think" splits text between think tags off the answer; None does not.
         filters: content filters of prompts and answers.
+        memory_bandwidth: bytes per second that the device reads at most; None: /metrics has no share of it.
+        tracer_provider: of OpenTelemetry; None: no traces.
+        trace_content: spans have prompts and answers too.
         prices: of each served model name; amounts are reported where there is one.
         strict_openai: refuse fields that are not known; False leaves them out and names them in the answer's header
             ``x-ignored-fields``. A field that is known with a value that is not supported is refused either way.
@@ -87,6 +94,9 @@ class ServerConfig:
     tool_call_parser: str = "auto"
     reasoning_parser: str | None = None
     filters: FilterChain | None = None
+    memory_bandwidth: float | None = None
+    tracer_provider: TracerProvider | None = None
+    trace_content: bool = False
     prices: dict[str, Price] = dataclasses.field(default_factory=dict)
     log_json: bool = False
     log_requests: bool = True
@@ -116,9 +126,11 @@ class ServerConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(
-                ("_s", "_bytes", "_count", "_depth", "_prompts", "_inputs", "_messages", "_factor")
+                ("_s", "_bytes", "_count", "_depth", "_prompts", "_inputs", "_messages", "_factor", "_bandwidth")
             ) and (value is not None and not value > 0):
                 raise InvalidRequestError(f"{field.name} = {value} must be positive")
+        if self.trace_content and self.tracer_provider is None:
+            raise InvalidRequestError("trace_content needs a tracer provider (--otlp-traces-endpoint)")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise InvalidRequestError("TLS needs both ssl_certfile and ssl_keyfile")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from fastllm import AsyncLLM, EmbeddingOutput, RequestOutput
+from fastllm import AsyncLLM, EmbeddingOutput, RequestMetrics, RequestOutput, SamplingParams
 from fastllm.errors import FastLLMError
 from fastllm.server.config import ApiKey, ServerConfig
 from fastllm.server.cost import Cost, Price
@@ -39,10 +39,14 @@ class RequestContext:
     # Of each engine request: time and tokens at its last output, for the inter-token times.
     _last: dict[int, tuple[float, int]] = dataclasses.field(default_factory=dict)
     price: Price | None = None
-    # Of each engine request, so far: seconds of the engine, and pages times seconds.
-    _costs: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    # Of each engine request: why its sequences have ended.
-    _reasons: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    model: str = ""
+    params: SamplingParams | None = None
+    # Of each engine request: times, counts and cost at its last output, and why its sequences have ended.
+    engine: dict[int, RequestMetrics] = dataclasses.field(default_factory=dict)
+    reasons: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    # Only with trace_content: the prompts' token ids, and the text of each sequence.
+    prompts: Sequence[Sequence[int]] = ()
+    texts: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(request: Request) -> RequestContext:
@@ -66,16 +70,15 @@ class RequestContext:
         """The name to report. 404 for a model that is not served."""
         names = self.config.served_model_names
         self.price = self.config.prices.get(name if name is not None else names[0])
-        if name is None:
-            return names[0]
-        if name not in names:
+        if name is not None and name not in names:
             raise ApiError(
                 404,
                 "model: this model is not served here; GET /v1/models lists what is",
                 param="model",
                 code="model_not_found",
             )
-        return name
+        self.model = name if name is not None else names[0]
+        return self.model
 
     def deadline(self, timeout_s: float | None) -> float | None:
         """The earlier of the server's and the request's own time limit, on time.monotonic()."""
@@ -108,13 +111,13 @@ class RequestContext:
     @property
     def cost(self) -> Cost:
         """What the request has taken so far."""
-        device_s = sum(device_s for device_s, _ in self._costs.values())
-        page_s = sum(page_s for _, page_s in self._costs.values())
+        device_s = sum(metrics.device_s for metrics in self.engine.values())
+        page_s = sum(metrics.kv_page_s for metrics in self.engine.values())
         return Cost(device_s, page_s * self.server.page_bytes)
 
     def observe_embedding(self, number: int, output: EmbeddingOutput) -> None:
         """Counts one embedding."""
-        self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
+        self.engine[number] = output.metrics
         self.server.observer.embedded(self, output, time.monotonic())
 
     def observe(self, number: int, output: RequestOutput) -> None:
@@ -123,7 +126,7 @@ class RequestContext:
         tokens = output.metrics.num_generated_tokens
         before = self._last.get(number)
         self._last[number] = (now, tokens)
-        self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
+        self.engine[number] = output.metrics
         if before is None:
             self.num_generated_tokens += tokens
             self.server.observer.first_output(self, output, now)
@@ -132,6 +135,6 @@ class RequestContext:
             self.server.observer.more_output(self, tokens - before[1], now - before[0])
         for completion in output.outputs:
             if completion.finish_reason is not None:
-                self._reasons.setdefault(number, []).append(completion.finish_reason)
+                self.reasons.setdefault(number, []).append(completion.finish_reason)
         if output.finished:
-            self.server.observer.finished(self, output, self._reasons.pop(number, []), now)
+            self.server.observer.finished(self, output, self.reasons.get(number, []), now)

@@ -108,6 +108,9 @@ class Generation:
         include_cost: bool = False,
     ) -> None:
         self._context = context
+        context.params = params
+        if context.config.trace_content:
+            context.prompts = prompts
         self._prompts = prompts
         self._params = params
         self._renamed = renamed
@@ -134,6 +137,9 @@ class Generation:
                     delta = sequences[index].take(completion, index)
                     if delta is not None:
                         found.append(delta)
+                if self._context.config.trace_content:
+                    for delta in found:
+                        self._context.texts[delta.index] = self._context.texts.get(delta.index, "") + delta.text
                 if found:
                     yield found
                 if filters is not None and all(sequence.finished for sequence in sequences):

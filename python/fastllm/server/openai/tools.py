@@ -42,6 +42,19 @@ class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
     function: NamedFunction
 
 
+def function_tool(
+    name: str, description: str | None, parameters: dict[str, Any] | None, *, strict: bool | None
+) -> Tool:
+    """A tool of a dialect that writes it in another way."""
+    spec = FunctionSpec(name=name, description=description, parameters=parameters, strict=strict)
+    return Tool(type="function", function=spec)
+
+
+def named_tool(name: str) -> NamedTool:
+    """The choice of a function, likewise."""
+    return NamedTool(type="function", function=NamedFunction(name=name))
+
+
 def template_tools(tools: Sequence[Tool], where: str = "tools") -> list[dict[str, Any]]:
     """What the chat template gets. Raises ApiError 400 that names the tool."""
     if len(tools) > MAX_TOOLS:
