@@ -96,7 +96,7 @@ def gguf_file(data: bytes) -> None:
     plan.fill(_Nothing())
     # And as a start reads it: blocks that a kernel takes go to the core as codes.
     held = HeldWeights(
-        plan.spec, plan, dtype="float32", quantization=None, activation_mode="f32", auto_mode="f32"
+        plan.spec, plan, dtype="float32", quantization=None, activation_mode="f32", auto_mode="f32", keeps_fp8=False
     )  # fmt: skip
     native = _core.Model(plan.spec, device="cpu", num_threads=1, dtype="float32", formats=held.formats.native())
     held.load(native, cache=None, seed=0, show_progress=False)
