@@ -55,6 +55,11 @@ class Variant:
             self.report |= {"first_token_cold_s": cold, "first_token_s": warm}
             self.pause()
 
+    def prepare(self, python: str, log: Path) -> None:
+        """A start that is not counted: it writes the packed cache."""
+        self._launch(python, log)
+        self.stop()
+
     def _launch(self, python: str, log: Path) -> float:
         begin = time.perf_counter()
         script = str(WORKERS / f"{self.peer}_worker.py")
@@ -64,6 +69,7 @@ class Variant:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
+            start_new_session=True,  # signals below are for its children too
         )
         self.report = self._answer()
         if self.problem is None:
@@ -72,21 +78,21 @@ class Variant:
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process is not None and self.process.stdin is not None
-        os.kill(self.process.pid, signal.SIGCONT)
+        os.killpg(self.process.pid, signal.SIGCONT)
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
     def pause(self) -> None:
         assert self.process is not None
-        os.kill(self.process.pid, signal.SIGSTOP)
+        os.killpg(self.process.pid, signal.SIGSTOP)
 
     def stop(self) -> None:
         if self.process is None:
             return
         if self.problem is None:
             self.report.update(self.ask({"op": "exit"}))
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
 
@@ -102,7 +108,7 @@ class Variant:
 
 def _forget(model: Path) -> None:
     """Takes the files of a model out of the page cache, as far as the kernel agrees."""
-    files = model.iterdir() if model.is_dir() else [model]
+    files = model.rglob("*") if model.is_dir() else [model]
     for path in files:
         if path.is_file():
             with path.open("rb") as file:
@@ -144,15 +150,16 @@ QUICK_CASES = [Case("prefill 64", 1, 0, 64), Case("decode 1 @ 16", 1, 16, 8), Ca
 
 def variants(work: Path, threads: int, environments: dict[str, str], wanted: set[str]) -> list[Variant]:
     folder = str(work)
+    packed = str(work / "packed")
 
     def fastllm(name: str, **options: Any) -> Variant:
         return Variant(name, "fastllm", [folder, json.dumps({"num_threads": threads, **options})])
 
     found = [
         fastllm("fastllm bf16"),
-        fastllm("fastllm int8", quantization="int8"),
-        fastllm("fastllm int4", quantization="int4"),
-        fastllm("fastllm int4, int8 KV", quantization="int4", kv_cache_dtype="int8"),
+        fastllm("fastllm int8", quantization="int8", packed_cache=packed),
+        fastllm("fastllm int4", quantization="int4", packed_cache=packed),
+        fastllm("fastllm int4, int8 KV", quantization="int4", kv_cache_dtype="int8", packed_cache=packed),
         Variant("transformers bf16", "transformers", [folder, json.dumps({"dtype": "bfloat16", "threads": threads})]),
     ]
     for kind in ("BF16", "Q8_0", "Q4_0", "Q4_K_M"):
@@ -173,12 +180,14 @@ def variants(work: Path, threads: int, environments: dict[str, str], wanted: set
 
 
 def convert(variant: Variant, work: Path, environments: dict[str, str], log: Path) -> None:
-    """Makes the files that a peer wants instead of safetensors, once."""
+    """Makes the files that are read instead of the checkpoint, once."""
     target = Path(variant.arguments[0])
-    if target.exists():
-        return
     python = environments[variant.peer]
-    if variant.peer == "llama_cpp":
+    if variant.peer == "fastllm":
+        variant.prepare(python, log)
+    elif target.exists():
+        return
+    elif variant.peer == "llama_cpp":
         for kind in dict.fromkeys(("BF16", target.stem)):
             command = [python, str(WORKERS / "llama_cpp_convert.py"), str(work), str(work / f"{kind}.gguf"), kind]
             if not (work / f"{kind}.gguf").exists():
@@ -331,7 +340,7 @@ def main() -> None:
     try:
         for variant in found:
             log = work / f"{variant.name.replace(' ', '-').replace(',', '')}.log"
-            if variant.problem is None and variant.peer in ("llama_cpp", "openvino"):
+            if variant.problem is None and variant.peer in ("fastllm", "llama_cpp", "openvino"):
                 convert(variant, work, environments, log)
             if variant.problem is None:
                 print(f"loading {variant.name}", file=sys.stderr)
