@@ -17,6 +17,8 @@ KvElem kv_elem_of(DType dtype) {
       return KvElem::kF16;
     case DType::kI8:
       return KvElem::kI8;
+    case DType::kE4M3:
+      fail(ErrorKind::kUnsupportedModel, "cpu: a KV cache of fp8 is for CUDA; use int8, which takes the same memory");
     case DType::kI32:
     case DType::kI64:
     case DType::kU8:

@@ -41,9 +41,8 @@ void CudaBackend::download(void* to, const void* from, int64_t bytes) {
 }
 
 int64_t CudaBackend::packed_bytes(const WeightDesc& desc) const {
-  if (is_integer(desc.format) && desc.act != ActMode::kBF16) {
-    fail(ErrorKind::kUnsupportedModel, name_, ": activation mode ", name_of(desc.act),
-         " for integer weights is not there yet; use bf16");
+  if (is_integer(desc.format) && desc.act == ActMode::kF32) {
+    fail(ErrorKind::kUnsupportedModel, name_, ": activation mode f32 is for processors; use bf16, or a15, which is nearly exact");
   }
   return checked_mul(TileLayout(desc).expert_bytes, desc.num_experts, "weight");
 }
@@ -102,6 +101,7 @@ Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
   const int64_t rows = std::max({limits.max_tokens, limits.max_logit_rows, slots});
   w.converted_size = checked_mul(rows, round_up(limits.max_features, kChunkCols), "converted activations");
   w.converted = arena.take<uint16_t>(w.converted_size);
+  w.act_groups = arena.take<ActGroup>(checked_mul(rows, ceil_div(limits.max_features, 32), "groups of activations"));
 
   w.gemm.partials_size = gemm_partials(rows, std::max(limits.max_features, limits.vocab_size));
   w.gemm.partials = arena.take<float>(w.gemm.partials_size);

@@ -20,8 +20,9 @@ struct AttentionCells {
 
 // Memory that kernels need beside their arguments: planned from the limits, taken once.
 struct Workspace {
-  void* converted = nullptr;  // activations in 16 bits, [rows, K padded to 64]
+  void* converted = nullptr;  // activations in 16 bits, [rows, K padded to 64], or as many bytes of integers
   int64_t converted_size = 0;
+  ActGroup* act_groups = nullptr;  // of the integers
   GemmWorkspace gemm;
   // Experts, for passes of up to moe_tokens tokens.
   int64_t moe_tokens = 0;
@@ -42,6 +43,8 @@ void gated_activation(fl::Stream& stream, const GatedActivationArgs& args);
 void add(fl::Stream& stream, const AddArgs& args);
 void softcap(fl::Stream& stream, const SoftcapArgs& args);
 // attention/, gemm/, moe/
+// Sets x of the call to the rows in the form that its weight multiplies with.
+void load_activations(fl::Stream& stream, const Mat& x, const Workspace& workspace, GemmCall& call);
 void paged_attention(fl::Stream& stream, const PagedAttentionArgs& args, const Workspace& workspace);
 void linear(fl::Stream& stream, const LinearArgs& args, const Workspace& workspace);
 void moe_ffn(fl::Stream& stream, const MoeFfnArgs& args, const Workspace& workspace);

@@ -6,7 +6,11 @@
 
 namespace fastllm::cuda {
 
-// The numbers of one token and head; those of int8 with their scales.
+// Codes with scales, as KvSpec defines them.
+template <class T>
+constexpr bool kIsKvCode = std::is_same_v<T, int8_t> || std::is_same_v<T, fl::e4m3>;
+
+// The numbers of one token and head; codes with their scales.
 template <class T>
 struct KvRow {
   T* x;
@@ -16,13 +20,15 @@ struct KvRow {
   __device__ float operator[](int32_t d) const {
     if constexpr (std::is_same_v<T, int8_t>) {
       return static_cast<float>(x[d]) * fl::to_float(scales[d / scale_dims]);
+    } else if constexpr (kIsKvCode<T>) {
+      return fl::to_float(x[d]) * fl::to_float(scales[d / scale_dims]);
     } else {
       return fl::to_float(x[d]);
     }
   }
 };
 
-// The KV cache of a layer as kernels see it. T: float, fl::bf16, fl::f16 or int8_t.
+// The KV cache of a layer as kernels see it. T: float, fl::bf16, fl::f16, int8_t or fl::e4m3.
 template <class T>
 struct KvPages {
   std::byte* data;

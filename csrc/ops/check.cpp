@@ -365,8 +365,8 @@ void check(const KvSpec& spec) {
   expect.positive("num_kv_heads", spec.num_kv_heads);
   expect.positive("head_dim", spec.head_dim);
   expect.that(
-      spec.dtype == DType::kF32 || spec.dtype == DType::kBF16 || spec.dtype == DType::kF16 || spec.dtype == DType::kI8,
-      "dtype is ", name_of(spec.dtype), ", expected float32, bfloat16, float16 or int8");
+      spec.dtype == DType::kF32 || spec.dtype == DType::kBF16 || spec.dtype == DType::kF16 || has_kv_scales(spec.dtype),
+      "dtype is ", name_of(spec.dtype), ", expected float32, bfloat16, float16, int8 or fp8");
   checked_mul(checked_mul(spec.num_kv_heads, spec.head_dim, "KvCache"), int64_t{1} << 12, "KvCache");
 }
 

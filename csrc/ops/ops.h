@@ -64,12 +64,16 @@ struct StepView {
 //   x' = code * scale
 // Codes are 0 where the scale is 0. The scale is NaN where a number is not finite. bf16, because it cannot overflow and
 // keeps its precision for small numbers; that it is coarse costs nothing, the codes being relative to it.
+//
+// kE4M3 is the same with scale = bf16(largest |x| / 448) and code = x / scale rounded to the nearest e4m3, at most 448
+// either way. A backend may refuse it (kUnsupportedModel from kv_page_bytes).
 struct KvSpec {
   int64_t num_kv_heads = 0;    // G
   int64_t head_dim = 0;        // D
-  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, kI8
+  DType dtype = DType::kBF16;  // kF32, kBF16, kF16, kI8, kE4M3
 };
 constexpr int64_t kKvScaleDims = 32;
+constexpr bool has_kv_scales(DType t) { return t == DType::kI8 || t == DType::kE4M3; }
 struct KvLayer {
   KvSpec spec;
   std::byte* data = nullptr;  // page p begins at data + p * page_bytes

@@ -26,6 +26,7 @@ constexpr WeightFormat format_of(DType t) {
     case DType::kI64:
     case DType::kU8:
     case DType::kI8:
+    case DType::kE4M3:
       break;
   }
   fail(ErrorKind::kInternal, "no weight format for ", name_of(t));

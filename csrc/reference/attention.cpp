@@ -14,7 +14,7 @@ int64_t kv_index(const KvSpec& spec, bool is_v, int64_t head, int64_t token, int
   return (((is_v ? spec.num_kv_heads : 0) + head) * kPageSize + token) * spec.head_dim + dim;
 }
 
-// The scale of an element of an int8 page.
+// The scale of an element of an int8 or fp8 page.
 bf16* kv_scale(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t token, int64_t dim) {
   const KvSpec& spec = kv.spec;
   const int64_t groups = ceil_div(spec.head_dim, kKvScaleDims);
@@ -27,23 +27,30 @@ bf16* kv_scale(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t
 float kv_at(const KvLayer& kv, int64_t page, bool is_v, int64_t head, int64_t token, int64_t dim) {
   const std::byte* data = kv.data + page * kv.page_bytes;
   const int64_t at = kv_index(kv.spec, is_v, head, token, dim);
-  if (kv.spec.dtype == DType::kI8) {
-    const auto code = static_cast<float>(reinterpret_cast<const int8_t*>(data)[at]);
+  if (has_kv_scales(kv.spec.dtype)) {
+    const float code = kv.spec.dtype == DType::kI8 ? static_cast<float>(reinterpret_cast<const int8_t*>(data)[at])
+                                                   : to_float(reinterpret_cast<const e4m3*>(data)[at]);
     return code * to_float(*kv_scale(kv, page, is_v, head, token, dim));
   }
   return with_float_dtype(kv.spec.dtype, [&]<class T>(T) { return to_float(reinterpret_cast<const T*>(data)[at]); });
 }
 
+int8_t nearest(float x, int8_t) { return static_cast<int8_t>(std::clamp(std::nearbyint(x), -127.0f, 127.0f)); }
+e4m3 nearest(float x, e4m3) { return to_e4m3(x); }
+constexpr float largest_of(int8_t) { return 127.0f; }
+constexpr float largest_of(e4m3) { return 448.0f; }
+
 // One group of numbers that share a scale, as KvSpec defines it.
-void quantize(const float* x, int64_t count, int8_t* codes, bf16* scale) {
+template <class Code>
+void quantize(const float* x, int64_t count, Code* codes, bf16* scale) {
   float largest = 0.0f;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
   if (!std::all_of(x, x + count, [](float value) { return std::isfinite(value); })) largest = NAN;
-  *scale = to_bf16(largest / 127.0f);
+  *scale = to_bf16(largest / largest_of(Code{}));
   const float step = to_float(*scale);
   for (int64_t i = 0; i < count; ++i) {
     // Not above 0: the scale is 0 or NaN.
-    codes[i] = step > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(x[i] / step), -127.0f, 127.0f)) : int8_t{0};
+    codes[i] = step > 0.0f ? nearest(x[i] / step, Code{}) : Code{};
   }
 }
 
@@ -54,14 +61,15 @@ void kv_put(const KvLayer& kv, int64_t slot, bool is_v, int64_t head, const floa
   const int64_t token = slot % kPageSize;
   std::byte* data = kv.data + page * kv.page_bytes;
   const int64_t at = kv_index(kv.spec, is_v, head, token, 0);
-  if (kv.spec.dtype == DType::kI8) {
+  const auto put_codes = [&]<class Code>(Code) {
     const int64_t group = is_v ? head_dim : kKvScaleDims;
     for (int64_t d = 0; d < head_dim; d += group) {
-      quantize(x + d, std::min(group, head_dim - d), reinterpret_cast<int8_t*>(data) + at + d,
+      quantize(x + d, std::min(group, head_dim - d), reinterpret_cast<Code*>(data) + at + d,
                kv_scale(kv, page, is_v, head, token, d));
     }
-    return;
-  }
+  };
+  if (kv.spec.dtype == DType::kI8) return put_codes(int8_t{});
+  if (kv.spec.dtype == DType::kE4M3) return put_codes(e4m3{});
   with_float_dtype(kv.spec.dtype, [&]<class T>(T) {
     for (int64_t d = 0; d < head_dim; ++d) reinterpret_cast<T*>(data)[at + d] = from_float<T>(x[d]);
   });

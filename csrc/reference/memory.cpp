@@ -56,7 +56,7 @@ float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k
 
 int64_t ReferenceBackend::kv_page_bytes(const KvSpec& spec) const {
   const int64_t rows = spec.num_kv_heads * kPageSize;
-  const int64_t scales = spec.dtype == DType::kI8 ? rows * (ceil_div(spec.head_dim, kKvScaleDims) + 1) : 0;
+  const int64_t scales = has_kv_scales(spec.dtype) ? rows * (ceil_div(spec.head_dim, kKvScaleDims) + 1) : 0;
   return 2 * rows * spec.head_dim * size_of(spec.dtype) + scales * size_of(DType::kBF16);
 }
 

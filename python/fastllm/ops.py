@@ -154,7 +154,8 @@ class KvCache:
     """Pages of P tokens for the keys and values of one layer. Zero at first.
 
     dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"``: signed bytes with a bfloat16 scale, the largest
-    number over 127, for 32 dimensions of a key or all dimensions of a value.
+    number over 127, for 32 dimensions of a key or all dimensions of a value. ``"fp8"``: e4m3 with the same scales, over
+    448; on CUDA and the reference, other devices raise UnsupportedModelError.
     """
 
     def __init__(

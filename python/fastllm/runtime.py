@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
-KV_DTYPES = (*DTYPES, "int8")
+KV_DTYPES = (*DTYPES, "int8", "fp8")
 LOAD_FORMATS = ("auto", "dummy")
 SCHEDULERS = ("continuous", "static")
 

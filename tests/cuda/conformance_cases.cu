@@ -28,6 +28,17 @@ struct Conversions {
     w.put(7, unpack_bf16x2(w.in[6])[0]);
   }
 };
+struct E4m3Bytes {
+  static __device__ void run(Words w) {
+    const uint32_t x = w.in[0] & 0xfefefefeu;  // no NaN: the last bit, then one of the exponent, is 0
+    w.put(0, f16x2_from_e4m3_bytes<0, 1>(x));
+    w.put(1, f16x2_from_e4m3_bytes<2, 3>(x));
+    w.put(2, f16x2_from_e4m3_bytes<3, 0>(x));
+    const uint32_t y = w.in[1] & 0xf7f7f7f7u;
+    w.put(3, f16x2_from_e4m3_bytes<0, 2>(y));
+    w.put(4, f16x2_from_e4m3_bytes<1, 3>(y));
+  }
+};
 struct PackedF16 {
   static __device__ void run(Words w) {
     w.put(0, fma_f16x2(w.in[0], w.in[1], w.in[2]));
@@ -272,6 +283,7 @@ constexpr Case make(const char* name, Input input, Compare compare) {
 
 constexpr Case kCases[] = {
     make<Conversions>("conversions", Input::kFloats, Compare::kBits),
+    make<E4m3Bytes>("e4m3_bytes", Input::kWords, Compare::kBits),
     make<PackedF16>("packed_f16", Input::kHalves, Compare::kBits),
     make<PackedBf16>("packed_bf16", Input::kBf16s, Compare::kBits),
     make<Bits>("bits", Input::kWords, Compare::kBits),

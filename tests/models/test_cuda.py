@@ -56,7 +56,7 @@ def test_tokens_and_logprobs_are_those_of_transformers(device: str, case: Case, 
         assert list(output.outputs[0].token_ids) == tokens
 
 
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "fp8"])
 def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(device: str, tmp_path: Path, kv_dtype: str) -> None:
     case = CASES[0]
     save(make_model(case), tmp_path)
@@ -78,14 +78,14 @@ def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(device: str, tmp
         assert generate(llm, prompts) == together
 
 
-@pytest.mark.parametrize("quantization", ["int4", "int8"])
+@pytest.mark.parametrize(("quantization", "mode"), [("int4", "bf16"), ("int8", "bf16"), ("int8", "a8"), ("int4", "a8r")])
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("llama-gqa", "qwen3-moe")], ids=lambda c: c.name)
 def test_integer_weights_give_what_the_processor_gives(
-    device: str, case: Case, quantization: str, tmp_path: Path
+    device: str, case: Case, quantization: str, mode: str, tmp_path: Path
 ) -> None:
     save(make_model(case), tmp_path)
     ids = prompt_ids(case)
-    options = {"quantization": quantization, "activation_mode": "bf16"}
+    options = {"quantization": quantization, "activation_mode": mode}
     found = []
     for one in ("cpu", device):
         with _open(tmp_path, case, one, **options) as llm:
@@ -94,5 +94,5 @@ def test_integer_weights_give_what_the_processor_gives(
         logprobs = [output.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))]
         found.append((list(output.outputs[0].token_ids), logprobs))
     assert found[1][0] == found[0][0]
-    # Both round activations to bf16 before each product; a sum in another order may round the other way.
+    # Both round activations before each product; a sum in another order (norms, attention) may round the other way.
     assert found[1][1] == pytest.approx(found[0][1], rel=2e-2, abs=2e-2)

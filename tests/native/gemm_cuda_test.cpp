@@ -125,11 +125,20 @@ std::vector<float> multiply(fl::Stream& stream, const Weight& w, const std::vect
   const OnDevice b(stream, bias);
   const OnDevice y(stream, std::vector<float>(at(rows * desc.n), std::numeric_limits<float>::quiet_NaN()));
   const Workspace workspace(stream, rows, desc.n);
-  if (!is_float) convert_rows(stream, in.data(), desc.k, rows, desc.k, desc.format, converted.data(), padded);
   GemmCall call;
   call.weight = view_of(w.packed);
+  const int64_t act_groups = (desc.k + desc.act_group() - 1) / desc.act_group();
+  const OnDevice groups(stream, std::vector<ActGroup>(at(std::max<int64_t>(1, rows * act_groups))));
   call.x = is_float ? static_cast<const void*>(in.data()) : converted.data();
   call.x_stride = is_float ? desc.k : padded;
+  if (is_integer(desc.format) && has_integer_activations(desc.act)) {
+    quantize_rows(stream, in.data(), desc.k, rows, desc.k, desc.act, desc.act_group(),
+                  reinterpret_cast<int8_t*>(converted.data()), padded, groups.data());
+    call.x_stride = padded * act_planes(desc.act);
+    call.x_groups = groups.data();
+  } else if (!is_float) {
+    convert_rows(stream, in.data(), desc.k, rows, desc.k, desc.format, converted.data(), padded);
+  }
   call.num_rows = rows;
   call.bias = bias.empty() ? nullptr : b.data();
   call.y = y.data();
@@ -175,6 +184,7 @@ struct Case {
   int64_t group = 0;
   bool has_zeros = false;
   DType scale_dtype = DType::kF16;
+  ActMode act = ActMode::kBF16;
 };
 
 WeightDesc desc_of(const Case& c, int64_t experts = 1) {
@@ -182,7 +192,7 @@ WeightDesc desc_of(const Case& c, int64_t experts = 1) {
   desc.group = c.group;
   desc.has_zeros = c.has_zeros;
   desc.scale_dtype = c.group == 0 ? DType::kF32 : c.scale_dtype;
-  desc.act = ActMode::kBF16;
+  desc.act = c.act;
   return desc;
 }
 
@@ -224,7 +234,9 @@ NATIVE_TEST(products_match_double) {
 NATIVE_TEST(rows_do_not_depend_on_their_batch) {
   Random random(options().seed);
   for (const Case& c : {Case{WeightFormat::kBF16, 40, 1300, 40}, Case{WeightFormat::kInt4, 40, 1280, 40, 64, true},
-                        Case{WeightFormat::kInt8, 24, 1088, 40, 0}}) {
+                        Case{WeightFormat::kInt8, 24, 1088, 40, 0},
+                        Case{WeightFormat::kInt4, 40, 200, 40, 128, true, DType::kF16, ActMode::kA8R},
+                        Case{WeightFormat::kInt8, 150, 230, 40, 0, false, DType::kF32, ActMode::kA15}}) {
     fl::Device device({});
     fl::Stream stream(device);
     const Weight w(stream, desc_of(c), random);

@@ -7,7 +7,7 @@ import torch
 from fastllm import ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KV_DTYPES = (*DTYPES, "int8")
+KV_DTYPES = (*DTYPES, "int8", "fp8")
 
 
 def relative(device, *, weights=None):
@@ -46,18 +46,20 @@ def weight(rng, shape, dtype):
 
 
 def rounded(x, dtype, group=None):
-    """x as a cache of that type holds it. int8: groups of the last dimension share a scale; None: all of it."""
-    if dtype == "int8":
-        return rounded_int8(np.asarray(x, np.float32), group or x.shape[-1])
+    """x as a cache of that type holds it. int8, fp8: groups of the last dimension share a scale; None: all of it."""
+    if dtype in ("int8", "fp8"):
+        return rounded_codes(np.asarray(x, np.float32), dtype, group or x.shape[-1])
     return torch.from_numpy(np.ascontiguousarray(x)).to(DTYPES[dtype]).double().numpy()
 
 
-def rounded_int8(x, group):
+def rounded_codes(x, dtype, group):
+    largest = np.float32(127 if dtype == "int8" else 448)
     out = np.empty(x.shape)
     for begin in range(0, x.shape[-1], group):
         part = x[..., begin : begin + group]
-        scale = torch.from_numpy(np.abs(part).max(-1, keepdims=True) / np.float32(127)).bfloat16().float().numpy()
-        codes = np.clip(np.rint(part / np.where(scale > 0, scale, 1)), -127, 127)
+        scale = torch.from_numpy(np.abs(part).max(-1, keepdims=True) / largest).bfloat16().float().numpy()
+        codes = np.clip(part / np.where(scale > 0, scale, 1), -largest, largest)
+        codes = np.rint(codes) if dtype == "int8" else torch.from_numpy(codes).to(torch.float8_e4m3fn).float().numpy()
         out[..., begin : begin + group] = np.where(scale > 0, codes * scale.astype(np.float64), 0)
     return out
 

@@ -10,7 +10,7 @@ from fastllm import ops
 
 # D, H, G. Groups of 1 to 16 heads: one and two blocks of eight columns, full and ragged.
 HEADS = [(64, 5, 1), (64, 8, 1), (80, 2, 2), (96, 12, 1), (128, 6, 2), (128, 16, 1), (256, 3, 1)]
-HALF_AND_INT8 = ["bfloat16", "float16", "int8"]
+SMALL = ["bfloat16", "float16", "int8", "fp8"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def heads_id(heads):
     return "D{}H{}G{}".format(*heads)
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_INT8)
+@pytest.mark.parametrize("dtype", SMALL)
 @pytest.mark.parametrize("heads", HEADS, ids=heads_id)
 def test_a_row_has_the_same_bits_from_decode_and_from_prefill(cuda, heads, dtype):
     """Contexts of one to three units of 256 positions; the last 12 tokens at once, and in parts of 1 to 8."""
@@ -46,7 +46,7 @@ def test_a_row_has_the_same_bits_from_decode_and_from_prefill(cuda, heads, dtype
 
 
 @pytest.mark.parametrize("window", [0, 1, 16, 100, 256, 300])
-@pytest.mark.parametrize("dtype", HALF_AND_INT8)
+@pytest.mark.parametrize("dtype", SMALL)
 def test_contexts_at_the_edges_of_slots_tiles_and_units(cuda, dtype, window):
     rng = np.random.default_rng(41)
     lengths = [0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 513]
@@ -80,7 +80,7 @@ def test_any_number_of_heads_shares_a_kv_head(cuda, group):
         begin += n
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_INT8)
+@pytest.mark.parametrize("dtype", SMALL)
 def test_where_pages_lie_changes_no_bit(cuda, dtype):
     rng = np.random.default_rng(43)
     length = 300
@@ -122,7 +122,7 @@ def test_contexts_beyond_the_cells_of_decode_have_the_same_bits():
     assert_same_bits(results[1], results[0])
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_INT8)
+@pytest.mark.parametrize("dtype", SMALL)
 def test_numbers_at_the_edge(cuda, dtype):
     """Large scores of either sign, one huge v, equal scores, zeros and subnormals: finite, and what float64 says."""
     rng = np.random.default_rng(46)

@@ -54,7 +54,9 @@ void with_instance(const AttentionShape& shape, F&& f) {
     case DType::kF16:
       return with_dim(KvHalf<fl::f16>{});
     case DType::kI8:
-      return with_dim(KvInt8{});
+      return with_dim(KvCodes<int8_t>{});
+    case DType::kE4M3:
+      return with_dim(KvCodes<fl::e4m3>{});
     case DType::kF32:
     case DType::kI32:
     case DType::kI64:

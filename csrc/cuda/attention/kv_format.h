@@ -5,10 +5,12 @@
 //   v_fragments   two blocks of 16 dims of A = V^T: rows dims, columns tokens
 // and packs floats into the type that it multiplies in. Lane l has g = l / 4, t = l % 4 (fl/ptx/matrix.h).
 //
-// 16-bit types are what ldmatrix is made for. int8 goes through it as pairs of bytes, so a lane gets four neighbouring
-// dims of K (or two dims of two tokens of V) in a register: they take the places of the four k (or of rows g and g + 8)
-// of the fragment, and Q is loaded (O is stored) in the same order. No shuffles. Bytes become halves by putting 0x64
-// above them: 1024 + (x + 128), less 1152. Exact, one packed subtraction for two numbers.
+// 16-bit types are what ldmatrix is made for. Codes (int8, e4m3) go through it as pairs of bytes, so a lane gets four
+// neighbouring dims of K (or two dims of two tokens of V) in a register: they take the places of the four k (or of rows
+// g and g + 8) of the fragment, and Q is loaded (O is stored) in the same order. No shuffles. Both become halves exactly:
+//   int8   by putting 0x64 above the byte: 1024 + (x + 128), less 1152; one packed subtraction for two numbers.
+//   e4m3   by the conversion of sm_89 and later; before, by shifting its exponent and mantissa to the place of a half's
+//          and multiplying by what the bias differs. Stored codes are never NaN: what is not finite has a NaN scale.
 #pragma once
 
 #include "cuda/fl/gpu.h"
@@ -63,18 +65,23 @@ struct KvHalf {  // T: fl::bf16 or fl::f16
   }
 };
 
-struct KvInt8 {
-  using Element = int8_t;
+template <class T>
+struct KvCodes {  // T: int8_t or fl::e4m3
+  using Element = T;
   static constexpr bool kHasScales = true;
   static constexpr bool kIsF16 = true;
 
   __device__ static int q_dim(int t, int i) { return 4 * t + 2 * i; }
   __device__ static int out_dim(int g, int r) { return 2 * g + r; }
 
-  // Bytes i and j of x, as halves. Selector: 0x4 j 4 i.
-  template <uint32_t Selector>
+  // Bytes I and J of x, as halves.
+  template <int I, int J>
   __device__ static uint32_t halves(uint32_t x) {
-    return fl::sub_f16x2(fl::prmt(x ^ 0x80808080u, 0x64646464u, Selector), 0x64806480u);
+    if constexpr (std::is_same_v<T, int8_t>) {
+      return fl::sub_f16x2(fl::prmt(x ^ 0x80808080u, 0x64646464u, 0x4040u | I | J << 8), 0x64806480u);
+    } else {
+      return fl::f16x2_from_e4m3_bytes<I, J>(x);
+    }
   }
 
   template <int Steps>
@@ -83,10 +90,10 @@ struct KvInt8 {
     fl::ldmatrix<2 * Steps>(x, row_address<Steps>(slot, pitch, dim));
 #pragma unroll
     for (int s = 0; s < Steps; ++s) {
-      a[s][0] = halves<0x4140>(x[2 * s]);
-      a[s][1] = halves<0x4140>(x[2 * s + 1]);
-      a[s][2] = halves<0x4342>(x[2 * s]);
-      a[s][3] = halves<0x4342>(x[2 * s + 1]);
+      a[s][0] = halves<0, 1>(x[2 * s]);
+      a[s][1] = halves<0, 1>(x[2 * s + 1]);
+      a[s][2] = halves<2, 3>(x[2 * s]);
+      a[s][3] = halves<2, 3>(x[2 * s + 1]);
     }
   }
   template <int Steps>
@@ -95,10 +102,10 @@ struct KvInt8 {
     fl::ldmatrix_trans<2 * Steps>(x, row_address<Steps>(slot, pitch, dim));
 #pragma unroll
     for (int s = 0; s < Steps; ++s) {
-      a[s][0] = halves<0x4240>(x[2 * s]);
-      a[s][1] = halves<0x4341>(x[2 * s]);
-      a[s][2] = halves<0x4240>(x[2 * s + 1]);
-      a[s][3] = halves<0x4341>(x[2 * s + 1]);
+      a[s][0] = halves<0, 2>(x[2 * s]);
+      a[s][1] = halves<1, 3>(x[2 * s]);
+      a[s][2] = halves<0, 2>(x[2 * s + 1]);
+      a[s][3] = halves<1, 3>(x[2 * s + 1]);
     }
   }
   __device__ static uint32_t pack(float low, float high) { return fl::pack_f16x2(low, high); }

@@ -11,7 +11,7 @@ namespace fastllm::cuda {
 
 constexpr int kSlotTokens = 16;
 
-// Offsets in bytes within a page: K [kv head][token][pitch], V, and for int8 the scales (bf16) of K [kv
+// Offsets in bytes within a page: K [kv head][token][pitch], V, and for codes the scales (bf16) of K [kv
 // head][token][group of kKvScaleDims dims] and of V [kv head][token].
 struct PagesView {
   const std::byte* data;

@@ -19,7 +19,7 @@
 // One warp has 8 NT columns; lane l with g = l / 4, t = l % 4 holds columns 8 nt + 2t and 8 nt + 2t + 1, and of these
 // the tokens g and g + 8 of each slot, the dims that Format::out_dim names.
 //
-// int8: K has scales for groups of dims, each group's dot product is multiplied by its own. The scale of V goes into
+// Codes (int8, e4m3): K has scales for groups of dims, each group's dot product is multiplied by its own. The scale of V goes into
 // the weight, y_j = p_j s_j, which is rounded to half: O carries a power of two per column, raised when a y asks for
 // it.
 //
@@ -182,7 +182,7 @@ struct Unit {
     }
   }
 
-  // The scales of V of this lane's two tokens of a slot, from the slot of K. int8 only.
+  // The scales of V of this lane's two tokens of a slot, from the slot of K. Codes only.
   __device__ static VScales load_v_scales(const std::byte* slot_bytes) {
     if constexpr (Format::kHasScales) {
       const auto* scales = reinterpret_cast<const fl::bf16*>(slot_bytes + Slot<Format, D>::kVScales);

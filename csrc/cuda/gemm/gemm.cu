@@ -26,6 +26,7 @@
 #include "cuda/fl/gpu.h"
 #include "cuda/gemm/fragments.h"
 #include "cuda/gemm/gemm.h"
+#include "cuda/gemm/load_scales.h"
 
 namespace fastllm::cuda {
 namespace {
@@ -75,14 +76,6 @@ struct Sums {
     }
   }
 };
-
-// The scales of one group for the two rows of a lane.
-__device__ fl::Vec<float, 2> load_scales(const WeightView& w, const unsigned char* expert, int64_t index) {
-  const unsigned char* scales = expert + w.scale_offset;
-  if (w.scale_dtype == DType::kF32) return fl::load_nc(reinterpret_cast<const fl::Vec<float, 2>*>(scales + index * 4));
-  const uint32_t pair = fl::load_nc(reinterpret_cast<const uint32_t*>(scales + index * 2));
-  return w.scale_dtype == DType::kF16 ? fl::unpack_f16x2(pair) : fl::unpack_bf16x2(pair);
-}
 
 template <class Fragments>
 __device__ ZeroPair load_zeros(const WeightView& w, const unsigned char* expert, int64_t index) {
@@ -316,9 +309,7 @@ void launch_gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& 
 
 template <class Fragments>
 void launch_gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspace) {
-  int tokens = call.tile_rows;
-  if (tokens == 0) tokens = call.num_rows <= 8 ? 8 : call.num_rows <= 16 ? 16 : call.num_rows <= 32 ? 32 : 64;
-  switch (tokens) {
+  switch (tile_rows_of(call)) {
     case 8:
       return launch_gemm<Fragments, 8>(stream, call, workspace);
     case 16:
@@ -328,7 +319,7 @@ void launch_gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& 
     case 64:
       return launch_gemm<Fragments, 64>(stream, call, workspace);
     default:
-      fail(ErrorKind::kInternal, "gemm: no tile of ", tokens, " tokens");
+      fail(ErrorKind::kInternal, "gemm: no tile of ", call.tile_rows, " tokens");
   }
 }
 
@@ -346,6 +337,7 @@ int64_t gemm_tickets(int64_t max_tiles) {
 
 void gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspace) {
   if (call.num_rows == 0) return;
+  if (call.x_groups != nullptr) return gemm_int(stream, call);
   switch (call.weight.format) {
     case WeightFormat::kF32:
       return gemm_f32(stream, call);

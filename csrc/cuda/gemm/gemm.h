@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/fl/host.h"
+#include "cuda/gemm/int_activations.h"
 #include "cuda/gemm/weight_tiles.h"
 
 namespace fastllm::cuda {
@@ -13,11 +14,13 @@ struct RowTile {
   int32_t count;
 };
 
-// x and y lie in device memory. Weights other than f32 take activations that convert_rows() has written.
+// x and y lie in device memory. Weights other than f32 take activations that convert_rows() or, where integers meet
+// integers, quantize_rows() has written.
 struct GemmCall {
   WeightView weight;
-  const void* x = nullptr;      // [rows of x, x_stride]: f32, or 16 bits with K padded to 64 by zeros
+  const void* x = nullptr;      // [rows of x, x_stride]: f32, or 8 or 16 bits with K padded to 64 by zeros
   int64_t x_stride = 0;         // elements
+  const ActGroup* x_groups = nullptr;  // of integer activations
   int64_t num_rows = 0;         // of y (grouped: an upper bound)
   const float* bias = nullptr;  // [experts, N] or nullptr
   float* y = nullptr;
@@ -30,6 +33,11 @@ struct GemmCall {
   int64_t max_tiles = 0;
   int tile_rows = 0;  // tokens of a tile: 8, 16, 32 or 64; 0: chosen from num_rows
 };
+
+inline int tile_rows_of(const GemmCall& call) {
+  if (call.tile_rows != 0) return call.tile_rows;
+  return call.num_rows <= 8 ? 8 : call.num_rows <= 16 ? 16 : call.num_rows <= 32 ? 32 : 64;
+}
 
 // Memory between calls, made once. Tickets are zero, and a call leaves them so.
 struct GemmWorkspace {
@@ -45,6 +53,7 @@ int64_t gemm_tickets(int64_t max_tiles);
 
 void gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspace);
 void gemm_f32(fl::Stream& stream, const GemmCall& call);  // what gemm() does for f32 weights
+void gemm_int(fl::Stream& stream, const GemmCall& call);  // and for integer activations
 
 // out[row, k] = x[row, k] in the type that `format` multiplies with (f16 for f16, else bf16); columns K..padded_k are
 // 0.

@@ -32,6 +32,7 @@ WeightView view_of(const PackedWeight& weight) {
   view.group_shift = weight.desc.group > 0 ? std::countr_zero(static_cast<uint64_t>(weight.desc.group)) : 30;
   view.format = weight.desc.format;
   view.scale_dtype = weight.desc.scale_dtype;
+  view.act = weight.desc.act;
   return view;
 }
 

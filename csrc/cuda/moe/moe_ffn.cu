@@ -23,8 +23,6 @@ void multiply(fl::Stream& stream, const PackedWeight& weight, const float* bias,
               int64_t num_slots, int64_t max_tiles, int tile_rows, const Workspace& workspace, float* y) {
   GemmCall call;
   call.weight = view_of(weight);
-  call.x = x.data;
-  call.x_stride = x.stride;
   call.num_rows = num_slots;
   call.bias = bias;
   call.y = y;
@@ -34,15 +32,7 @@ void multiply(fl::Stream& stream, const PackedWeight& weight, const float* bias,
   call.num_tiles = workspace.slots.num_tiles;
   call.max_tiles = max_tiles;
   call.tile_rows = tile_rows;
-  if (weight.desc.format != WeightFormat::kF32) {
-    const int64_t padded_k = int64_t{call.weight.num_chunks} * kChunkCols;
-    FASTLLM_CHECK(x.rows * padded_k <= workspace.converted_size, "moe_ffn: ", x.rows, " x ", padded_k,
-                  " activations are more than reserve() planned for");
-    convert_rows(stream, x.row<float>(0), x.stride, x.rows, weight.desc.k, weight.desc.format, workspace.converted,
-                 padded_k);
-    call.x = workspace.converted;
-    call.x_stride = padded_k;
-  }
+  load_activations(stream, x, workspace, call);
   gemm(stream, call, workspace.gemm);
 }
 

@@ -1,6 +1,6 @@
 // rope_table: cos, sin[t, i] = cos, sin(float(positions[t]) * inv_freq[i]) * scale.
 // rope_and_store: rotates the first 2 * num_freqs dimensions of every head of q and k in place (i with i + num_freqs),
-// and writes k and v, rounded to the cache's type (int8: quantized), into the slots of their tokens.
+// and writes k and v, rounded to the cache's type (int8, fp8: quantized), into the slots of their tokens.
 //       q [T, H * D], k, v [T, G * D], cos, sin [T, num_freqs], slots [T]
 //
 // The table: one thread per element. The rest: one warp per (token, head), heads of q first, then those of k (which
@@ -60,14 +60,27 @@ __device__ inline void rotate(float* head, const float* cos, const float* sin, i
   }
 }
 
-// The numbers of one token and head, rounded to the cache's type, zeros up to the pitch. int8 as KvSpec defines it.
+template <class T>
+constexpr float kLargestCode = std::is_same_v<T, int8_t> ? 127.0f : 448.0f;
+template <class T>
+__device__ inline T nearest_code(float x) {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    return static_cast<int8_t>(fminf(fmaxf(rintf(x), -127.0f), 127.0f));
+  } else {
+    return fl::to_e4m3(x);
+  }
+}
+
+// The numbers of one token and head, rounded to the cache's type, zeros up to the pitch.
 template <class T>
 __device__ inline void store(const float* from, int32_t head_dim, int32_t pitch, KvRow<T> to) {
   for (auto d = static_cast<int32_t>(fl::lane_id()); d < pitch; d += kWarp) {
     to.x[d] = fl::from_float<T>(d < head_dim ? from[d] : 0.0f);
   }
 }
-__device__ inline void store(const float* from, int32_t head_dim, int32_t pitch, KvRow<int8_t> to) {
+// The same for codes, as KvSpec defines them.
+template <class T>
+__device__ inline void store_codes(const float* from, int32_t head_dim, int32_t pitch, KvRow<T> to) {
   const auto lane = static_cast<int32_t>(fl::lane_id());
   for (int32_t begin = 0; begin < head_dim; begin += to.scale_dims) {
     const int32_t end = begin + to.scale_dims < head_dim ? begin + to.scale_dims : head_dim;
@@ -78,15 +91,14 @@ __device__ inline void store(const float* from, int32_t head_dim, int32_t pitch,
       if (largest == INFINITY) break;
     }
     for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, fl::shfl_xor(fl::kFullMask, largest, step));
-    const fl::bf16 scale = fl::to_bf16(largest < INFINITY ? largest / 127.0f : NAN);
+    const fl::bf16 scale = fl::to_bf16(largest < INFINITY ? largest / kLargestCode<T> : NAN);
     const float width = fl::to_float(scale);
     for (int32_t d = begin + lane; d < end; d += kWarp) {
-      const float code = width > 0.0f ? fminf(fmaxf(rintf(from[d] / width), -127.0f), 127.0f) : 0.0f;
-      to.x[d] = static_cast<int8_t>(code);
+      to.x[d] = width > 0.0f ? nearest_code<T>(from[d] / width) : T{};
     }
     if (lane == 0) to.scales[begin / to.scale_dims] = scale;
   }
-  for (int32_t d = head_dim + lane; d < pitch; d += kWarp) to.x[d] = 0;
+  for (int32_t d = head_dim + lane; d < pitch; d += kWarp) to.x[d] = T{};
 }
 
 // registers: 56
@@ -107,8 +119,15 @@ __global__ void __launch_bounds__(kWarp) rope_and_store_kernel(RopeParams<T> p) 
   fl::sync_warp();
   const int64_t slot = p.slots[t];
   if (slot < 0) return;  // a row of padding
-  store(k, p.head_dim, p.kv.pitch, p.kv.row(slot / kPageSize, false, kv_head, slot % kPageSize));
-  store(v, p.head_dim, p.kv.pitch, p.kv.row(slot / kPageSize, true, kv_head, slot % kPageSize));
+  const KvRow<T> k_row = p.kv.row(slot / kPageSize, false, kv_head, slot % kPageSize);
+  const KvRow<T> v_row = p.kv.row(slot / kPageSize, true, kv_head, slot % kPageSize);
+  if constexpr (kIsKvCode<T>) {
+    store_codes(k, p.head_dim, p.kv.pitch, k_row);
+    store_codes(v, p.head_dim, p.kv.pitch, v_row);
+  } else {
+    store(k, p.head_dim, p.kv.pitch, k_row);
+    store(v, p.head_dim, p.kv.pitch, v_row);
+  }
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ PackedCache = Annotated[
     Path | None, typer.Option(help="Directory for packed weights; the next start reads them from there.")
 ]
 KvCacheDtype = Annotated[
-    str, typer.Option(help='KV cache: "auto" (as the weights), "float32", "bfloat16", "float16", "int8".')
+    str, typer.Option(help='KV cache: "auto" (as the weights), "float32", "bfloat16", "float16", "int8", "fp8" (CUDA).')
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default what affinity and cgroup quota leave.")]
 MaxModelLen = Annotated[

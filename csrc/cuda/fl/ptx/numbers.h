@@ -83,17 +83,39 @@ __device__ inline uint32_t add_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x
 __device__ inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(b, 0xbf80bf80u, a); }
 __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, b, 0x80008000u); }
 
-// e4m3 and halves. The conversion from e4m3 is exact; the other way saturates at +-448 and keeps NaN.
-__device__ inline uint32_t f16x2_from_e4m3x2(uint16_t x) {
+// Bits. prmt: byte i of the result is byte selector[4i..4i+2] of {a, b}. lop3: bit i is Lut[4 a_i + 2 b_i + c_i].
+__device__ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t y;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
+  return y;
+}
+template <uint8_t Lut>
+__device__ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(y) : "r"(a), "r"(b), "r"(c), "n"(Lut));
+  return y;
+}
+
+// Bytes I and J of x, two e4m3 that are not NaN, as halves. Exact.
+template <int I, int J>
+__device__ inline uint32_t f16x2_from_e4m3_bytes(uint32_t x) {
+  static_assert(I >= 0 && I < 4 && J >= 0 && J < 4);
 #if __CUDA_ARCH__ >= 890
   uint32_t y;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(y) : "h"(x));
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(y) : "h"(static_cast<uint16_t>(prmt(x, 0u, I | J << 4))));
   return y;
 #else
-  // Sign to bit 15, the seven others one to the right of the top: a half of value / 256, then times 256. The NaN code
-  // 0x7f would be 480.
-  const uint32_t wide = (static_cast<uint32_t>(x & 0xff) << 8) | (static_cast<uint32_t>(x >> 8) << 24);
-  const uint32_t y = mul_f16x2((wide & 0x80008000u) | ((wide & 0x7f007f00u) >> 1), 0x5c005c00u);
+  // Sign to bit 15, the seven others one to the right of the top: a half of value / 256, then times 256.
+  const uint32_t wide = prmt(x, 0u, 0x0404u | I << 4 | J << 12);
+  return mul_f16x2((wide & 0x80008000u) | ((wide & 0x7f007f00u) >> 1), 0x5c005c00u);
+#endif
+}
+// e4m3 and halves. The conversion from e4m3 is exact; the other way saturates at +-448. NaN stays NaN.
+__device__ inline uint32_t f16x2_from_e4m3x2(uint16_t x) {
+  const uint32_t y = f16x2_from_e4m3_bytes<0, 1>(x);
+#if __CUDA_ARCH__ >= 890
+  return y;
+#else
   const uint32_t low_nan = (x & 0x7fu) == 0x7fu ? 0x7fffu : 0u;
   const uint32_t high_nan = (x & 0x7f00u) == 0x7f00u ? 0x7fff0000u : 0u;
   return y | low_nan | high_nan;
@@ -121,18 +143,6 @@ __device__ inline e4m3 to_e4m3(float x) {
 #endif
 }
 
-// Bits. prmt: byte i of the result is byte selector[4i..4i+2] of {a, b}. lop3: bit i is Lut[4 a_i + 2 b_i + c_i].
-__device__ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t y;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
-  return y;
-}
-template <uint8_t Lut>
-__device__ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t y;
-  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(y) : "r"(a), "r"(b), "r"(c), "n"(Lut));
-  return y;
-}
 // High, or low, word of {high, low} shifted by `shift` modulo 32.
 __device__ inline uint32_t funnel_shift_left(uint32_t low, uint32_t high, uint32_t shift) {
   return __funnelshift_l(low, high, shift);

@@ -91,29 +91,16 @@ inline uint32_t add_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(a
 inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(b, 0xbf80bf80u, a); }
 inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(a, b, 0x80008000u); }
 
-inline float to_float(e4m3 x) {
-  const uint32_t exponent = (x.bits >> 3) & 15u;
-  const uint32_t mantissa = x.bits & 7u;
-  float y = exponent == 0 ? static_cast<float>(mantissa) * 0x1p-9f
-                          : std::ldexp(static_cast<float>(8 + mantissa), static_cast<int>(exponent) - 10);
-  if ((x.bits & 0x7fu) == 0x7fu) y = std::bit_cast<float>(0x7fc00000u);
-  return (x.bits & 0x80u) != 0 ? -y : y;
-}
-inline e4m3 to_e4m3(float x) {
-  if (std::isnan(x)) return {0x7f};
-  const auto sign = static_cast<uint8_t>(std::signbit(x) ? 0x80 : 0);
-  const double a = std::fabs(static_cast<double>(x));
-  if (a >= 448.0) return {static_cast<uint8_t>(sign | 0x7e)};
-  if (a == 0.0) return {sign};
-  int exponent = 0;
-  std::frexp(a, &exponent);                                                   // a = f 2^exponent, f in [0.5, 1)
-  const int last = std::max(exponent - 4, -9);                                // weight of the last mantissa bit
-  const auto units = static_cast<int>(std::nearbyint(std::ldexp(a, -last)));  // 8..16, or 0..8 when subnormal
-  // Codes are consecutive: those of weight `last` begin at 8 (last + 9); a carry to 16 is the first of the next.
-  return {static_cast<uint8_t>(sign | (8 * (last + 9) + units))};
-}
+inline float to_float(e4m3 x) { return fastllm::to_float(fastllm::e4m3{x.bits}); }
+inline e4m3 to_e4m3(float x) { return {fastllm::to_e4m3(x).bits}; }
 inline uint32_t f16x2_from_e4m3x2(uint16_t x) {
   return pack_f16x2(to_float(e4m3{static_cast<uint8_t>(x)}), to_float(e4m3{static_cast<uint8_t>(x >> 8)}));
+}
+template <int I, int J>
+uint32_t f16x2_from_e4m3_bytes(uint32_t x) {
+  static_assert(I >= 0 && I < 4 && J >= 0 && J < 4);
+  return pack_f16x2(to_float(e4m3{static_cast<uint8_t>(x >> (8 * I))}),
+                    to_float(e4m3{static_cast<uint8_t>(x >> (8 * J))}));
 }
 
 inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
