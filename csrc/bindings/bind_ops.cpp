@@ -13,6 +13,7 @@
 
 #include "bindings/backends.h"
 #include "bindings/bindings.h"
+#include "bindings/call_arrays.h"
 #include "bindings/gil.h"
 #include "bindings/on_device.h"
 #include "bindings/ops_arrays.h"
@@ -35,11 +36,13 @@ class OpsBackend {
 
   // Runs f(backend, arguments on its device) without the GIL, with scratch for `need`.
   template <class F>
-  void run(const OpLimits& need, F&& f) {
+  void run(const OpLimits& need, const CallArrays& arrays, F&& f) {
+    arrays.expect_usable_on(dlpack_device(*backend_));
     const GilRelease release;
     const std::lock_guard lock(mutex_);
     grow(need);
-    OnDevice on(*backend_);
+    const OnStream scope(*backend_, arrays.stream());
+    OnDevice on(*backend_, arrays.are_on_device());
     f(*backend_, on);
     on.finish();
   }
@@ -78,6 +81,7 @@ struct OpsWeight {
   PackedWeight weight;
 
   OpsWeight(Owner backend, const InArray& a, const std::optional<std::string>& dtype) : owner(std::move(backend)) {
+    expect_on_host(a, "PackedWeight: the array");
     const DType source = dtype_of(a, "PackedWeight: the array");
     if (size_of(source) > 4 || source == DType::kI32 || source == DType::kU8) {
       fail(ErrorKind::kInvalidRequest, "PackedWeight: the array is ", name_of(source), ", expected a float type");
@@ -110,6 +114,7 @@ struct OpsWeight {
     const int64_t num_codes = desc.n * desc.k;
     const int64_t num_scales = desc.n * desc.groups();
     const uint8_t* code = as_bytes(codes, "PackedWeight: codes", desc.num_experts * num_codes);
+    expect_on_host(scales, "PackedWeight: scales");
     const float* scale = as_floats(scales, "PackedWeight: scales", desc.num_experts * num_scales);
     const uint8_t* zero =
         zeros.has_value() ? as_bytes(*zeros, "PackedWeight: zeros", desc.num_experts * num_scales) : nullptr;
@@ -184,31 +189,32 @@ OpLimits token_limits(int64_t num_tokens, int64_t num_features = 0) {
   return limits;
 }
 
-void embed(const Owner& self, const InArray& ids, const OpsWeight& table, const OutArray& out, float scale) {
+void embed(const Owner& self, CallArrays& arrays, const InArray& ids, const OpsWeight& table, const OutArray& out,
+           float scale) {
   expect_same(self, table.owner, "embed: table");
   const std::vector<int32_t> tokens = as_integers<int32_t>(ids, "embed: ids");
   const EmbedArgs args{tokens.data(), static_cast<int64_t>(tokens.size()), &table.weight, scale,
-                       as_mat(out, "embed: out")};
+                       arrays.mat(out, "embed: out")};
   check(args);
-  self->run(token_limits(args.num_tokens, args.out.cols), [&](Backend& b, OnDevice& on) {
+  self->run(token_limits(args.num_tokens, args.out.cols), arrays, [&](Backend& b, OnDevice& on) {
     EmbedArgs d = args;
-    d.ids = on.in(args.ids, args.num_tokens);
+    d.ids = on.indices(args.ids, args.num_tokens);
     d.out = on.out(args.out);
     b.embed(d);
   });
 }
 
-void rms_norm(const Owner& self, const InArray& x, const InArray& weight, const OutArray& y,
+void rms_norm(const Owner& self, CallArrays& arrays, const InArray& x, const InArray& weight, const OutArray& y,
               const std::optional<OutArray>& residual, float eps, float weight_offset,
               const std::optional<InArray>& row_ids) {
   RmsNormArgs args;
-  args.x = as_mat(x, "rms_norm: x");
-  args.residual = as_mat(residual, "rms_norm: residual");
+  args.x = arrays.mat(x, "rms_norm: x");
+  args.residual = arrays.mat(residual, "rms_norm: residual");
   args.group = static_cast<int64_t>(weight.size());
-  args.weight = as_floats(weight, "rms_norm: weight", args.group);
+  args.weight = arrays.floats(weight, "rms_norm: weight", args.group);
   args.eps = eps;
   args.weight_offset = weight_offset;
-  args.y = as_mat(y, "rms_norm: y");
+  args.y = arrays.mat(y, "rms_norm: y");
   std::vector<int32_t> rows;
   if (row_ids.has_value()) {
     rows = as_integers<int32_t>(*row_ids, "rms_norm: row_ids");
@@ -216,44 +222,44 @@ void rms_norm(const Owner& self, const InArray& x, const InArray& weight, const 
     args.row_ids = rows.data();
   }
   check(args, static_cast<int64_t>(rows.size()));
-  self->run(token_limits(args.x.rows, args.x.cols), [&](Backend& b, OnDevice& on) {
+  self->run(token_limits(args.x.rows, args.x.cols), arrays, [&](Backend& b, OnDevice& on) {
     RmsNormArgs d = args;
     d.x = on.in(args.x);
     d.residual = on.inout(args.residual);
     d.weight = on.in(args.weight, args.group);
-    d.row_ids = on.in(args.row_ids, static_cast<int64_t>(rows.size()));
+    d.row_ids = on.indices(args.row_ids, static_cast<int64_t>(rows.size()));
     d.y = on.out(args.y);
     b.rms_norm(d);
   });
 }
 
-void linear(const Owner& self, const InArray& x, const OpsWeight& weight, const OutArray& y,
+void linear(const Owner& self, CallArrays& arrays, const InArray& x, const OpsWeight& weight, const OutArray& y,
             const std::optional<InArray>& bias) {
   expect_same(self, weight.owner, "linear: weight");
-  const LinearArgs args{as_mat(x, "linear: x"), &weight.weight, as_floats(bias, "linear: bias", weight.weight.desc.n),
-                        as_mat(y, "linear: y")};
+  const LinearArgs args{arrays.mat(x, "linear: x"), &weight.weight,
+                        arrays.floats(bias, "linear: bias", weight.weight.desc.n), arrays.mat(y, "linear: y")};
   check(args);
-  self->run(token_limits(args.x.rows, std::max(args.x.cols, args.y.cols)), [&](Backend& b, OnDevice& on) {
+  self->run(token_limits(args.x.rows, std::max(args.x.cols, args.y.cols)), arrays, [&](Backend& b, OnDevice& on) {
     b.linear({on.in(args.x), args.weight, on.in(args.bias, args.weight->desc.n), on.out(args.y)});
   });
 }
 
-void rope_table(const Owner& self, const InArray& positions, const InArray& inv_freq, const OutArray& cos,
-                const OutArray& sin, float scale) {
+void rope_table(const Owner& self, CallArrays& arrays, const InArray& positions, const InArray& inv_freq,
+                const OutArray& cos, const OutArray& sin, float scale) {
   const std::vector<int32_t> at = as_integers<int32_t>(positions, "rope_table: positions");
   RopeTableArgs args;
   args.positions = at.data();
   args.num_tokens = static_cast<int64_t>(at.size());
   args.num_freqs = static_cast<int64_t>(inv_freq.size());
-  args.inv_freq = as_floats(inv_freq, "rope_table: inv_freq", args.num_freqs);
+  args.inv_freq = arrays.floats(inv_freq, "rope_table: inv_freq", args.num_freqs);
   args.scale = scale;
   const int64_t count = checked_mul(args.num_tokens, args.num_freqs, "rope_table");
-  args.cos = as_floats(cos, "rope_table: cos", count);
-  args.sin = as_floats(sin, "rope_table: sin", count);
+  args.cos = arrays.floats(cos, "rope_table: cos", count);
+  args.sin = arrays.floats(sin, "rope_table: sin", count);
   check(args);
-  self->run(token_limits(args.num_tokens), [&](Backend& b, OnDevice& on) {
+  self->run(token_limits(args.num_tokens), arrays, [&](Backend& b, OnDevice& on) {
     RopeTableArgs d = args;
-    d.positions = on.in(args.positions, args.num_tokens);
+    d.positions = on.indices(args.positions, args.num_tokens);
     d.inv_freq = on.in(args.inv_freq, args.num_freqs);
     d.cos = on.out(args.cos, count);
     d.sin = on.out(args.sin, count);
@@ -270,18 +276,18 @@ OpLimits attention_limits(const Mat& q, const KvLayer& kv, int64_t num_seqs) {
   return limits;
 }
 
-void rope_and_store(const Owner& self, const OutArray& q, const OutArray& k, const InArray& v,
+void rope_and_store(const Owner& self, CallArrays& arrays, const OutArray& q, const OutArray& k, const InArray& v,
                     const std::optional<InArray>& cos, const std::optional<InArray>& sin, const InArray& slots,
                     const OpsKvCache& kv) {
   expect_same(self, kv.owner, "rope_and_store: kv");
   const std::vector<int64_t> slot_ids = as_integers<int64_t>(slots, "rope_and_store: slots");
   RopeAndStoreArgs args;
-  args.q = as_mat(q, "rope_and_store: q");
-  args.k = as_mat(k, "rope_and_store: k");
-  args.v = as_mat(v, "rope_and_store: v");
+  args.q = arrays.mat(q, "rope_and_store: q");
+  args.k = arrays.mat(k, "rope_and_store: k");
+  args.v = arrays.mat(v, "rope_and_store: v");
   args.num_freqs = cos.has_value() && cos->ndim() == 2 ? static_cast<int64_t>(cos->shape(1)) : 0;
-  args.cos = as_floats(cos, "rope_and_store: cos", args.q.rows * args.num_freqs);
-  args.sin = as_floats(sin, "rope_and_store: sin", args.q.rows * args.num_freqs);
+  args.cos = arrays.floats(cos, "rope_and_store: cos", args.q.rows * args.num_freqs);
+  args.sin = arrays.floats(sin, "rope_and_store: sin", args.q.rows * args.num_freqs);
   args.slots = slot_ids.data();
   args.kv = kv.layer;
   if (static_cast<int64_t>(slot_ids.size()) != args.q.rows) {
@@ -289,34 +295,35 @@ void rope_and_store(const Owner& self, const OutArray& q, const OutArray& k, con
          " entries, expected T = ", args.q.rows);
   }
   check(args, self->get().page_size());
-  self->run(attention_limits(args.q, args.kv, 0), [&](Backend& b, OnDevice& on) {
+  self->run(attention_limits(args.q, args.kv, 0), arrays, [&](Backend& b, OnDevice& on) {
     RopeAndStoreArgs d = args;
     d.q = on.inout(args.q);
     d.k = on.inout(args.k);
     d.v = on.in(args.v);
     d.cos = on.in(args.cos, args.q.rows * args.num_freqs);
     d.sin = on.in(args.sin, args.q.rows * args.num_freqs);
-    d.slots = on.in(args.slots, args.q.rows);
+    d.slots = on.indices(args.slots, args.q.rows);
     b.rope_and_store(d);
   });
 }
 
-void paged_attention(const Owner& self, const InArray& q, const OpsKvCache& kv, const InArray& query_start,
-                     const InArray& context_len, const InArray& block_table, const OutArray& out, float scale,
-                     int64_t window, float softcap, const std::optional<InArray>& sinks) {
+void paged_attention(const Owner& self, CallArrays& arrays, const InArray& q, const OpsKvCache& kv,
+                     const InArray& query_start, const InArray& context_len, const InArray& block_table,
+                     const OutArray& out, float scale, int64_t window, float softcap,
+                     const std::optional<InArray>& sinks) {
   expect_same(self, kv.owner, "paged_attention: kv");
   const auto starts = as_integers<int32_t>(query_start, "paged_attention: query_start");
   const auto lengths = as_integers<int32_t>(context_len, "paged_attention: context_len");
   const auto pages = as_integers<int32_t>(block_table, "paged_attention: block_table");
   PagedAttentionArgs args;
-  args.q = as_mat(q, "paged_attention: q");
+  args.q = arrays.mat(q, "paged_attention: q");
   args.num_heads = args.q.cols / kv.layer.spec.head_dim;
   args.kv = kv.layer;
   args.scale = scale;
   args.window = window;
   args.softcap = softcap;
-  args.sinks = as_floats(sinks, "paged_attention: sinks", args.num_heads);
-  args.out = as_mat(out, "paged_attention: out");
+  args.sinks = arrays.floats(sinks, "paged_attention: sinks", args.num_heads);
+  args.out = arrays.mat(out, "paged_attention: out");
   const auto num_seqs = static_cast<int64_t>(lengths.size());
   if (static_cast<int64_t>(starts.size()) != num_seqs + 1) {
     fail(ErrorKind::kInvalidRequest, "paged_attention: query_start has ", starts.size(),
@@ -343,12 +350,12 @@ void paged_attention(const Owner& self, const InArray& q, const OpsKvCache& kv, 
   step.positions = positions.data();
   args.step = &step;
   check(args, self->get().page_size());
-  self->run(attention_limits(args.q, args.kv, num_seqs), [&](Backend& b, OnDevice& on) {
+  self->run(attention_limits(args.q, args.kv, num_seqs), arrays, [&](Backend& b, OnDevice& on) {
     StepView device_step = step;
-    device_step.query_start = on.in(step.query_start, num_seqs + 1);
-    device_step.context_len = on.in(step.context_len, num_seqs);
-    device_step.block_table = on.in(step.block_table, num_seqs * step.max_pages);
-    device_step.positions = on.in(step.positions, step.num_tokens);
+    device_step.query_start = on.indices(step.query_start, num_seqs + 1);
+    device_step.context_len = on.indices(step.context_len, num_seqs);
+    device_step.block_table = on.indices(step.block_table, num_seqs * step.max_pages);
+    device_step.positions = on.indices(step.positions, step.num_tokens);
     PagedAttentionArgs d = args;
     d.step = &device_step;
     d.q = on.in(args.q);
@@ -358,11 +365,12 @@ void paged_attention(const Owner& self, const InArray& q, const OpsKvCache& kv, 
   });
 }
 
-void gated_activation(const Owner& self, const InArray& gate_up, const ActivationSpec& activation, const OutArray& y) {
-  const GatedActivationArgs args{as_mat(gate_up, "gated_activation: gate_up"), activation,
-                                 as_mat(y, "gated_activation: y")};
+void gated_activation(const Owner& self, CallArrays& arrays, const InArray& gate_up, const ActivationSpec& activation,
+                      const OutArray& y) {
+  const GatedActivationArgs args{arrays.mat(gate_up, "gated_activation: gate_up"), activation,
+                                 arrays.mat(y, "gated_activation: y")};
   check(args);
-  self->run(token_limits(args.y.rows, args.gate_up.cols), [&](Backend& b, OnDevice& on) {
+  self->run(token_limits(args.y.rows, args.gate_up.cols), arrays, [&](Backend& b, OnDevice& on) {
     b.gated_activation({on.in(args.gate_up), args.activation, on.out(args.y)});
   });
 }
@@ -376,59 +384,55 @@ OpLimits moe_limits(int64_t num_tokens, int64_t num_features, int64_t num_expert
   return limits;
 }
 
-void moe_route(const Owner& self, const InArray& logits, int64_t top_k, RouteScore score, bool renormalize,
-               float weight_scale, nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> experts,
-               const OutArray& weights) {
+void moe_route(const Owner& self, CallArrays& arrays, const InArray& logits, int64_t top_k, RouteScore score,
+               bool renormalize, float weight_scale, const OutArray& experts, const OutArray& weights) {
   MoeRouteArgs args;
-  args.logits = as_mat(logits, "moe_route: logits");
+  args.logits = arrays.mat(logits, "moe_route: logits");
   args.top_k = top_k;
   args.score = score;
   args.renormalize = renormalize;
   args.weight_scale = weight_scale;
-  args.experts = experts.data();
-  args.weights = as_floats(weights, "moe_route: weights", checked_mul(args.logits.rows, top_k, "moe_route"));
-  if (static_cast<int64_t>(experts.size()) != args.logits.rows * top_k) {
-    fail(ErrorKind::kInvalidRequest, "moe_route: experts has ", experts.size(),
-         " entries, expected T * k = ", args.logits.rows * top_k);
-  }
+  const int64_t count = checked_mul(args.logits.rows, top_k, "moe_route");
+  args.experts = arrays.integers_out(experts, "moe_route: experts", count);
+  args.weights = arrays.floats(weights, "moe_route: weights", count);
   check(args);
-  self->run(moe_limits(args.logits.rows, 0, args.logits.cols, top_k, 0), [&](Backend& b, OnDevice& on) {
+  self->run(moe_limits(args.logits.rows, 0, args.logits.cols, top_k, 0), arrays, [&](Backend& b, OnDevice& on) {
     MoeRouteArgs d = args;
     d.logits = on.in(args.logits);
-    d.experts = on.out(args.experts, args.logits.rows * top_k);
-    d.weights = on.out(args.weights, args.logits.rows * top_k);
+    d.experts = on.out(args.experts, count);
+    d.weights = on.out(args.weights, count);
     b.moe_route(d);
   });
 }
 
-void moe_ffn(const Owner& self, const InArray& x, const InArray& experts, const InArray& weights,
+void moe_ffn(const Owner& self, CallArrays& arrays, const InArray& x, const InArray& experts, const InArray& weights,
              const OpsWeight& gate_up, const OpsWeight& down, const ActivationSpec& activation, const OutArray& y,
              const std::optional<InArray>& gate_up_bias, const std::optional<InArray>& down_bias) {
   expect_same(self, gate_up.owner, "moe_ffn: gate_up");
   expect_same(self, down.owner, "moe_ffn: down");
   const auto chosen = as_integers<int32_t>(experts, "moe_ffn: experts");
   MoeFfnArgs args;
-  args.x = as_mat(x, "moe_ffn: x");
+  args.x = arrays.mat(x, "moe_ffn: x");
   if (experts.ndim() != 2 || static_cast<int64_t>(experts.shape(0)) != args.x.rows) {
     fail(ErrorKind::kInvalidRequest, "moe_ffn: experts must be [T, k] with T = ", args.x.rows);
   }
   args.top_k = static_cast<int64_t>(experts.shape(1));
   args.experts = chosen.data();
-  args.weights = as_floats(weights, "moe_ffn: weights", args.x.rows * args.top_k);
+  args.weights = arrays.floats(weights, "moe_ffn: weights", args.x.rows * args.top_k);
   args.gate_up = &gate_up.weight;
   args.down = &down.weight;
   const WeightDesc& desc = gate_up.weight.desc;
-  args.gate_up_bias = as_floats(gate_up_bias, "moe_ffn: gate_up_bias", desc.num_experts * desc.n);
-  args.down_bias = as_floats(down_bias, "moe_ffn: down_bias", desc.num_experts * down.weight.desc.n);
+  args.gate_up_bias = arrays.floats(gate_up_bias, "moe_ffn: gate_up_bias", desc.num_experts * desc.n);
+  args.down_bias = arrays.floats(down_bias, "moe_ffn: down_bias", desc.num_experts * down.weight.desc.n);
   args.activation = activation;
-  args.y = as_mat(y, "moe_ffn: y");
+  args.y = arrays.mat(y, "moe_ffn: y");
   check(args);
-  self->run(moe_limits(args.x.rows, std::max(desc.n, desc.k), desc.num_experts, args.top_k, desc.n / 2),
+  self->run(moe_limits(args.x.rows, std::max(desc.n, desc.k), desc.num_experts, args.top_k, desc.n / 2), arrays,
             [&](Backend& b, OnDevice& on) {
               const int64_t pairs = args.x.rows * args.top_k;
               MoeFfnArgs d = args;
               d.x = on.in(args.x);
-              d.experts = on.in(args.experts, pairs);
+              d.experts = on.indices(args.experts, pairs);
               d.weights = on.in(args.weights, pairs);
               d.gate_up_bias = on.in(args.gate_up_bias, desc.num_experts * desc.n);
               d.down_bias = on.in(args.down_bias, desc.num_experts * down.weight.desc.n);
@@ -437,27 +441,28 @@ void moe_ffn(const Owner& self, const InArray& x, const InArray& experts, const 
             });
 }
 
-void add(const Owner& self, const OutArray& residual, const InArray& x, const std::optional<InArray>& gate) {
-  const AddArgs args{as_mat(residual, "add: residual"), as_mat(x, "add: x"), as_mat(gate, "add: gate")};
+void add(const Owner& self, CallArrays& arrays, const OutArray& residual, const InArray& x,
+         const std::optional<InArray>& gate) {
+  const AddArgs args{arrays.mat(residual, "add: residual"), arrays.mat(x, "add: x"), arrays.mat(gate, "add: gate")};
   check(args);
-  self->run(token_limits(args.x.rows, args.x.cols),
+  self->run(token_limits(args.x.rows, args.x.cols), arrays,
             [&](Backend& b, OnDevice& on) { b.add({on.inout(args.residual), on.in(args.x), on.in(args.gate)}); });
 }
 
-void softcap(const Owner& self, const OutArray& x, float cap) {
-  const SoftcapArgs args{as_mat(x, "softcap: x"), cap};
+void softcap(const Owner& self, CallArrays& arrays, const OutArray& x, float cap) {
+  const SoftcapArgs args{arrays.mat(x, "softcap: x"), cap};
   check(args);
-  self->run(token_limits(args.x.rows, args.x.cols),
+  self->run(token_limits(args.x.rows, args.x.cols), arrays,
             [&](Backend& b, OnDevice& on) { b.softcap({on.inout(args.x), args.cap}); });
 }
 
-void copy_pages(const Owner& self, const OpsKvCache& kv, const InArray& from, const InArray& to) {
+void copy_pages(const Owner& self, CallArrays& arrays, const OpsKvCache& kv, const InArray& from, const InArray& to) {
   expect_same(self, kv.owner, "copy_pages: kv");
   const auto sources = as_integers<int32_t>(from, "copy_pages: from");
   const auto targets = as_integers<int32_t>(to, "copy_pages: to");
   const CopyPagesArgs args{kv.layer, sources, targets};
   check(args);
-  self->run({}, [&](Backend& b, OnDevice&) { b.copy_pages(args); });
+  self->run({}, arrays, [&](Backend& b, OnDevice&) { b.copy_pages(args); });
 }
 
 // A SampleRow that owns what the row points to.
@@ -471,8 +476,9 @@ struct OpsSampleRow {
   std::vector<float> top_logprobs;
 };
 
-nb::list sample(const Owner& self, const OutArray& logits, const std::vector<OpsSampleRow*>& params) {
-  const Mat mat = as_mat(logits, "sample: logits");
+nb::list sample(const Owner& self, CallArrays& arrays, const OutArray& logits,
+                const std::vector<OpsSampleRow*>& params) {
+  const Mat mat = arrays.mat(logits, "sample: logits");
   if (mat.dtype != DType::kF32 || mat.rows != static_cast<int64_t>(params.size())) {
     fail(ErrorKind::kInvalidRequest, "sample: logits is ", name_of(mat.dtype), " with ", mat.rows,
          " rows, expected float32 with one row for each of ", params.size(), " parameter sets");
@@ -499,7 +505,7 @@ nb::list sample(const Owner& self, const OutArray& logits, const std::vector<Ops
   limits.max_logit_rows = mat.rows;
   limits.vocab_size = mat.cols;
   if (mat.rows > 0)
-    self->run(limits, [&](Backend& b, OnDevice& on) {
+    self->run(limits, arrays, [&](Backend& b, OnDevice& on) {
       SampleArgs d = args;
       const Mat on_device = on.in(mat);
       d.logits = static_cast<float*>(on_device.data);
@@ -589,22 +595,33 @@ void bind_ops(nb::module_& m) {
       .def(nb::init<const std::string&, int>(), "device"_a, "num_threads"_a = 0)
       .def_prop_ro("name", [](OpsBackend& b) { return b.get().name(); })
       .def_prop_ro("num_threads", [](OpsBackend& b) { return b.get().num_threads(); })
-      .def_prop_ro("page_size", [](OpsBackend& b) { return b.get().page_size(); });
+      .def_prop_ro("page_size", [](OpsBackend& b) { return b.get().page_size(); })
+      .def_prop_ro("dlpack_device",
+                   [](OpsBackend& b) {
+                     const DlpackDevice device = dlpack_device(b.get());
+                     return std::make_pair(device.type, device.id);
+                   })
+      .def("empty", [](OpsBackend& b, const std::vector<int64_t>& shape,
+                       const std::string& dtype) { return empty_array(b.get(), shape, dtype); })
+      .def("copy", [](OpsBackend& b, CallArrays& arrays, const InArray& from, const OutArray& to) {
+        b.run({}, arrays, [&](Backend& backend, OnDevice&) { copy_array(backend, from, to); });
+      });
+  nb::class_<CallArrays>(m, "OpsCallArrays").def(nb::init<uintptr_t>(), "stream"_a);
 
   m.def("ops_embed", &embed);
-  m.def("ops_rms_norm", &rms_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
-        nb::arg().none());
-  m.def("ops_linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+  m.def("ops_rms_norm", &rms_norm, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
+        nb::arg(), nb::arg().none());
+  m.def("ops_linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
   m.def("ops_rope_table", &rope_table);
-  m.def("ops_rope_and_store", &rope_and_store, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
+  m.def("ops_rope_and_store", &rope_and_store, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
         nb::arg().none(), nb::arg(), nb::arg());
   m.def("ops_paged_attention", &paged_attention, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
   m.def("ops_gated_activation", &gated_activation);
   m.def("ops_moe_route", &moe_route);
   m.def("ops_moe_ffn", &moe_ffn, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg().none(), nb::arg().none());
-  m.def("ops_add", &add, nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+        nb::arg(), nb::arg().none(), nb::arg().none());
+  m.def("ops_add", &add, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
   m.def("ops_softcap", &softcap);
   m.def("ops_copy_pages", &copy_pages);
   m.def("ops_sample", &sample);

@@ -1,5 +1,5 @@
-// Arguments of one operation, which lie in arrays of the host, in memory of the backend. Where the two are the same,
-// everything passes through.
+// Arguments of one operation in memory of the backend. Arrays that lie there already pass through; those of the host
+// are copied, unless the backend shares its memory.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,13 @@ namespace fastllm {
 
 class OnDevice {
  public:
-  explicit OnDevice(Backend& backend) : backend_(backend) {}
+  OnDevice(Backend& backend, bool are_there) : backend_(backend), pass_(are_there || backend.shares_host_memory()) {}
 
-  // A copy of `count` elements; nullptr stays nullptr.
+  // nullptr stays nullptr.
+  const float* in(const float* array, int64_t count) { return pass_ ? array : indices(array, count); }
+  // A copy of `count` elements that the host has read.
   template <class T>
-  const T* in(const T* host, int64_t count) {
+  const T* indices(const T* host, int64_t count) {
     if (backend_.shares_host_memory() || host == nullptr) return host;
     T* device = take<T>(count);
     backend_.upload(device, host, count * static_cast<int64_t>(sizeof(T)));
@@ -27,19 +29,19 @@ class OnDevice {
   // Memory that finish() copies to `host`.
   template <class T>
   T* out(T* host, int64_t count) {
-    if (backend_.shares_host_memory() || host == nullptr) return host;
+    if (pass_ || host == nullptr) return host;
     T* device = take<T>(count);
     results_.emplace_back([=, this] { backend_.download(host, device, count * static_cast<int64_t>(sizeof(T))); });
     return device;
   }
 
-  Mat in(const Mat& host) { return backend_.shares_host_memory() || host.data == nullptr ? host : copy_of(host); }
+  Mat in(const Mat& host) { return pass_ || host.data == nullptr ? host : copy_of(host); }
   Mat out(const Mat& host) {
-    if (backend_.shares_host_memory() || host.data == nullptr) return host;
+    if (pass_ || host.data == nullptr) return host;
     return returned(like(host), host);
   }
   Mat inout(const Mat& host) {
-    if (backend_.shares_host_memory() || host.data == nullptr) return host;
+    if (pass_ || host.data == nullptr) return host;
     return returned(copy_of(host), host);
   }
 
@@ -85,6 +87,7 @@ class OnDevice {
   }
 
   Backend& backend_;
+  bool pass_;
   std::vector<DeviceMemory> memory_;
   std::vector<std::function<void()>> results_;
 };

@@ -1,5 +1,6 @@
-// DLPack arrays (NumPy, torch on the CPU) as the views that operations take. Only what Python can get wrong is checked
-// here: element type, number of dimensions, layout. Sizes that belong together are checked in ops/check.h.
+// DLPack arrays (NumPy, torch) as the views that operations take. Only what Python can get wrong is checked here:
+// element type, number of dimensions, layout, and that what is read here lies with the host. Sizes that belong together
+// are checked in ops/check.h, devices that do in call_arrays.h.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -16,8 +17,14 @@
 
 namespace fastllm {
 
-using InArray = nanobind::ndarray<nanobind::ro, nanobind::device::cpu>;
-using OutArray = nanobind::ndarray<nanobind::device::cpu>;
+using InArray = nanobind::ndarray<nanobind::ro>;
+using OutArray = nanobind::ndarray<>;
+
+template <class Array>
+void expect_on_host(const Array& a, const char* name) {
+  if (a.device_type() == nanobind::device::cpu::value) return;
+  fail(ErrorKind::kInvalidRequest, name, " is on a device, and is read by the host; copy it there first");
+}
 
 template <class Array>
 DType dtype_of(const Array& a, const char* name) {
@@ -82,6 +89,7 @@ auto* as_floats(const Array& a, const char* name, int64_t count) {
 }
 
 inline const uint8_t* as_bytes(const InArray& a, const char* name, int64_t count) {
+  expect_on_host(a, name);
   expect_contiguous(a, name, DType::kU8, count);
   return static_cast<const uint8_t*>(a.data());
 }
@@ -93,6 +101,7 @@ inline const float* as_floats(const std::optional<InArray>& a, const char* name,
 // Integers of one or two dimensions as a vector of Int; int32 and int64 come in, and every value must fit.
 template <class Int>
 std::vector<Int> as_integers(const InArray& a, const char* name) {
+  expect_on_host(a, name);
   const DType t = dtype_of(a, name);
   if ((t != DType::kI32 && t != DType::kI64) || a.ndim() < 1 || a.ndim() > 2) {
     fail(ErrorKind::kInvalidRequest, name, " is ", name_of(t), " with ", a.ndim(),

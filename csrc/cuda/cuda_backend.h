@@ -35,6 +35,7 @@ class CudaBackend final : public Backend {
   [[nodiscard]] int64_t scratch_bytes(const OpLimits& limits) const override;
   void reserve(const OpLimits& limits) override;
 
+  void use_stream(void* stream) override { stream_.use(stream); }
   [[nodiscard]] bool has_graphs() const override { return true; }
   void run(uint64_t key, const std::function<void()>& work) override;
 

@@ -12,32 +12,52 @@ namespace {
 constexpr int64_t kCountsPerRow = 1024;
 constexpr int64_t kBiasPerRow = 512;
 
-int64_t mask_words(const OpLimits& limits) { return ceil_div(limits.vocab_size, 32); }
+int64_t words_of_mask(const OpLimits& limits) { return ceil_div(limits.vocab_size, 32); }
 
 }  // namespace
 
-Sampler::Arrays Sampler::Arrays::take(Arena& arena, const OpLimits& limits) {
+Sampler::Sizes Sampler::Sizes::most(const OpLimits& limits) {
   const int64_t rows = limits.max_logit_rows;
-  return {arena.take<DeviceSampleRow>(rows), arena.take<TokenCount>(checked_mul(rows, kCountsPerRow)),
-          arena.take<LogitBias>(checked_mul(rows, kBiasPerRow)),
-          arena.take<uint32_t>(checked_mul(rows, mask_words(limits)))};
+  return {rows, checked_mul(rows, kCountsPerRow), checked_mul(rows, kBiasPerRow), rows,
+          checked_mul(rows, kMaxDeviceTop)};
+}
+
+// Adds what the row needs; false, and nothing added, if the device has no room for it.
+bool Sampler::Sizes::add(const SampleRow& row, const Sizes& most) {
+  const Sizes sum{rows + 1, counts + std::ssize(row.counts), bias + std::ssize(row.bias),
+                  masks + (row.mask.empty() && row.allowed.empty() ? 0 : 1), tops + row.num_top};
+  if (row.num_top > kMaxDeviceTop || sum.counts > most.counts || sum.bias > most.bias) return false;
+  *this = sum;
+  return true;
+}
+
+Sampler::Arrays Sampler::Arrays::take(Arena& arena, const Sizes& sizes, int64_t mask_words) {
+  Arrays a{};
+  a.rows = arena.take<DeviceSampleRow>(sizes.rows);
+  a.counts = arena.take<TokenCount>(sizes.counts);
+  a.bias = arena.take<LogitBias>(sizes.bias);
+  a.masks = arena.take<uint32_t>(checked_mul(sizes.masks, mask_words));
+  a.results_begin = arena.used();
+  a.results = arena.take<DeviceSampleResult>(sizes.rows);
+  a.tops = arena.take<TopLogprob>(sizes.tops);
+  a.results_end = arena.used();
+  a.raw_of_counts = arena.take<float>(sizes.counts);
+  a.raw_of_bias = arena.take<float>(sizes.bias);
+  return a;
 }
 
 int64_t Sampler::bytes(const OpLimits& limits) {
   Arena plan;
-  Arrays::take(plan, limits);
-  plan.take<int32_t>(limits.max_logit_rows);
+  Arrays::take(plan, Sizes::most(limits), words_of_mask(limits));
   return plan.used();
 }
 
 void Sampler::reserve(const OpLimits& limits) {
-  limits_ = limits;
+  most_ = Sizes::most(limits);
+  mask_words_ = words_of_mask(limits);
   memory_ = fl::DeviceBuffer(device_, bytes(limits), "sampling");
   staging_ = Buffer(memory_.size(), "sampling");
-  Arena staging({staging_.data(), static_cast<std::size_t>(staging_.size())});
-  host_ = Arrays::take(staging, limits);
   sent_.reserve(static_cast<std::size_t>(limits.max_logit_rows));
-  found_.reserve(sent_.capacity());
 
   Arena plan;
   plan.take<float>(limits.vocab_size);
@@ -48,76 +68,79 @@ void Sampler::reserve(const OpLimits& limits) {
   scratch_ = SampleScratch::take(host, limits.vocab_size);
 }
 
-// Puts the row among those of the device; false if it belongs to the host.
-bool Sampler::add(const SampleRow& row, int64_t r) {
-  if (row.wants_logprob || row.num_top > 0 || row.forced_token >= 0) return false;
-  const int64_t rows = limits_.max_logit_rows;
-  if (num_counts_ + std::ssize(row.counts) > rows * kCountsPerRow) return false;
-  if (num_bias_ + std::ssize(row.bias) > rows * kBiasPerRow) return false;
-  DeviceSampleRow& to = host_.rows[sent_.size()];
-  to = {.uniform = uniform(row.seed, row.sequence, row.position),
-        .row = r,
-        .temperature = row.temperature,
-        .top_p = row.top_p,
-        .min_p = row.min_p,
-        .repetition_penalty = row.repetition_penalty,
-        .frequency_penalty = row.frequency_penalty,
-        .presence_penalty = row.presence_penalty,
-        .top_k = row.top_k,
-        .count_begin = num_counts_,
-        .count_end = num_counts_ + static_cast<int32_t>(row.counts.size()),
-        .bias_begin = num_bias_,
-        .bias_end = num_bias_ + static_cast<int32_t>(row.bias.size()),
-        .mask_idx = -1};
-  std::ranges::copy(row.counts, host_.counts + num_counts_);
-  std::ranges::copy(row.bias, host_.bias + num_bias_);
-  num_counts_ = to.count_end;
-  num_bias_ = to.bias_end;
-  if (!row.mask.empty() || !row.allowed.empty()) {
-    const int64_t words = mask_words(limits_);
-    uint32_t* mask = host_.masks + num_masks_ * words;
-    std::fill_n(mask, words, row.allowed.empty() ? ~0u : 0u);
+// Puts row r of the call behind those that were written.
+void Sampler::write(const Arrays& to, const SampleRow& row, int64_t r) {
+  const bool has_mask = !row.mask.empty() || !row.allowed.empty();
+  const Sizes begin = written_;
+  written_.add(row, most_);
+  std::ranges::copy(row.counts, to.counts + begin.counts);
+  std::ranges::copy(row.bias, to.bias + begin.bias);
+  if (has_mask) {
+    uint32_t* mask = to.masks + begin.masks * mask_words_;
+    std::fill_n(mask, mask_words_, row.allowed.empty() ? ~0u : 0u);
     for (const int32_t token : row.allowed) mask[token / 32] |= 1u << (token % 32);
     if (!row.mask.empty()) {
-      for (int64_t i = 0; i < words; ++i)
+      for (int64_t i = 0; i < mask_words_; ++i)
         mask[i] &= i < std::ssize(row.mask) ? row.mask[static_cast<std::size_t>(i)] : 0;
     }
-    to.mask_idx = num_masks_++;
   }
-  sent_.push_back(r);
-  return true;
+  to.rows[begin.rows] = {.uniform = uniform(row.seed, row.sequence, row.position),
+                         .row = r,
+                         .temperature = row.temperature,
+                         .top_p = row.top_p,
+                         .min_p = row.min_p,
+                         .repetition_penalty = row.repetition_penalty,
+                         .frequency_penalty = row.frequency_penalty,
+                         .presence_penalty = row.presence_penalty,
+                         .top_k = row.top_k,
+                         .count_begin = narrow<int32_t>(begin.counts),
+                         .count_end = narrow<int32_t>(written_.counts),
+                         .bias_begin = narrow<int32_t>(begin.bias),
+                         .bias_end = narrow<int32_t>(written_.bias),
+                         .mask_idx = has_mask ? narrow<int32_t>(begin.masks) : -1,
+                         .wants_logprob = row.wants_logprob,
+                         .num_top = row.num_top,
+                         .top_begin = narrow<int32_t>(begin.tops),
+                         .forced_token = row.forced_token};
 }
 
 void Sampler::sample(fl::Stream& stream, const SampleArgs& args) {
   sent_.clear();
-  num_counts_ = num_bias_ = num_masks_ = 0;
+  Sizes sizes;
   for (int64_t r = 0; r < args.num_rows; ++r) {
     args.results[r] = {};
-    if (!add(args.rows[r], r)) sample_on_host(stream, args, r);
+    if (sizes.add(args.rows[r], most_)) {
+      sent_.push_back(r);
+    } else {
+      sample_on_host(stream, args, r);
+    }
   }
   if (sent_.empty()) return;
 
-  Arena arena({memory_.data(), static_cast<std::size_t>(memory_.size())});
-  const Arrays device = Arrays::take(arena, limits_);
-  auto* tokens = arena.take<int32_t>(limits_.max_logit_rows);
-  const auto send = [&]<class T>(T* to, const T* from, int64_t count) {
-    if (count > 0) stream.upload(to, from, count * static_cast<int64_t>(sizeof(T)));
-  };
-  send(device.rows, host_.rows, std::ssize(sent_));
-  send(device.counts, host_.counts, num_counts_);
-  send(device.bias, host_.bias, num_bias_);
-  send(device.masks, host_.masks, num_masks_ * mask_words(limits_));
+  const auto size = static_cast<std::size_t>(memory_.size());
+  Arena here({staging_.data(), size});
+  Arena there({memory_.data(), size});
+  const Arrays host = Arrays::take(here, sizes, mask_words_);
+  const Arrays device = Arrays::take(there, sizes, mask_words_);
+  written_ = {};
+  for (const int64_t r : sent_) write(host, args.rows[r], r);
+  stream.upload(memory_.data(), staging_.data(), device.results_begin);
   cuda::sample(stream,
-               {args.logits, args.stride, device.rows, device.counts, device.bias, device.masks, tokens,
-                mask_words(limits_), narrow<int32_t>(args.vocab_size)},
+               {args.logits, args.stride, device.rows, device.counts, device.bias, device.masks, device.raw_of_counts,
+                device.raw_of_bias, device.results, device.tops, mask_words_, narrow<int32_t>(args.vocab_size)},
                std::ssize(sent_));
-  found_.resize(sent_.size());
-  stream.download(found_.data(), tokens, std::ssize(found_) * static_cast<int64_t>(sizeof(int32_t)));
+  stream.download(staging_.data() + device.results_begin, memory_.data() + device.results_begin,
+                  device.results_end - device.results_begin);
   stream.synchronize();
   for (std::size_t i = 0; i < sent_.size(); ++i) {
-    SampleResult& result = args.results[sent_[i]];
-    result.token = found_[i];
-    result.is_finite = found_[i] >= 0;
+    const SampleRow& row = args.rows[sent_[i]];
+    const DeviceSampleResult& found = host.results[i];
+    args.results[sent_[i]] = {found.token, found.token >= 0, found.logprob, found.rank};
+    const TopLogprob* top = host.tops + host.rows[i].top_begin;
+    for (int32_t t = 0; t < row.num_top; ++t) {
+      row.top_tokens[t] = top[t].token;
+      row.top_logprobs[t] = top[t].logprob;
+    }
   }
 }
 

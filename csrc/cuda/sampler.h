@@ -1,6 +1,6 @@
-// Sampling on the device: rows with their parameters go there in one copy, tokens come back in one. Rows that want
-// log-probabilities, have a forced token, or bring more penalties than there is room for, are sampled on the host from
-// a copy of their logits.
+// Sampling on the device: rows with their parameters go there in one copy; tokens and log-probabilities come back in
+// one. Rows that bring more penalties, or want more of the most likely tokens, than there is room for are sampled on
+// the host from a copy of their logits.
 #pragma once
 
 #include <vector>
@@ -12,6 +12,9 @@
 
 namespace fastllm::cuda {
 
+// The most likely tokens of a row that the device can report.
+constexpr int32_t kMaxDeviceTop = 32;
+
 // SampleRow as the kernel reads it.
 struct DeviceSampleRow {
   double uniform;  // the draw, in [0, 1)
@@ -22,16 +25,31 @@ struct DeviceSampleRow {
   int32_t count_begin, count_end;
   int32_t bias_begin, bias_end;
   int32_t mask_idx;  // -1: all ids are allowed
+  int32_t wants_logprob;
+  int32_t num_top, top_begin;  // its places in SampleParams::tops
+  int32_t forced_token;        // -1: draw one
+};
+struct DeviceSampleResult {
+  int32_t token;  // -1: the row is not finite, or nothing is left
+  float logprob;
+  int32_t rank;
+};
+struct TopLogprob {
+  int32_t token;
+  float logprob;
 };
 
 struct SampleParams {
-  float* logits;
+  float* logits;  // overwritten, and as they were when the kernel ends
   int64_t stride;
   const DeviceSampleRow* rows;
   const TokenCount* counts;
   const LogitBias* bias;
   const uint32_t* masks;  // [., mask_words]: a bit for each id
-  int32_t* tokens;        // [rows]; -1: the row is not finite, or nothing is left
+  float* raw_of_counts;   // the logits that penalties change, and those that biases change
+  float* raw_of_bias;
+  DeviceSampleResult* results;  // [rows]
+  TopLogprob* tops;             // in descending order of each row; token -1, -infinity where the row is not finite
   int64_t mask_words;
   int32_t vocab_size;
 };
@@ -47,27 +65,35 @@ class Sampler {
   void sample(fl::Stream& stream, const SampleArgs& args);
 
  private:
-  // What one call sends, here and on the device in the same order.
+  // Entries of the arrays of one call.
+  struct Sizes {
+    int64_t rows = 0, counts = 0, bias = 0, masks = 0, tops = 0;
+    static Sizes most(const OpLimits& limits);
+    bool add(const SampleRow& row, const Sizes& most);
+  };
+  // The arrays of one call, on the device and, but for the raw logits, at the same offsets here.
   struct Arrays {
     DeviceSampleRow* rows;
     TokenCount* counts;
     LogitBias* bias;
     uint32_t* masks;
-    static Arrays take(Arena& arena, const OpLimits& limits);
+    DeviceSampleResult* results;
+    TopLogprob* tops;
+    int64_t results_begin, results_end;  // bytes: what is before them is sent, they come back
+    float* raw_of_counts;
+    float* raw_of_bias;
+    static Arrays take(Arena& arena, const Sizes& sizes, int64_t mask_words);
   };
-  bool add(const SampleRow& row, int64_t r);
+  void write(const Arrays& to, const SampleRow& row, int64_t r);
   void sample_on_host(fl::Stream& stream, const SampleArgs& args, int64_t r);
 
   fl::Device& device_;
-  OpLimits limits_;
-  fl::DeviceBuffer memory_;  // Arrays, then tokens [R]
+  Sizes most_;
+  int64_t mask_words_ = 0;
+  fl::DeviceBuffer memory_;
   Buffer staging_;
-  Arrays host_{};
-  std::vector<int64_t> sent_;   // rows of this call that the device samples
-  std::vector<int32_t> found_;  // their tokens
-  int32_t num_counts_ = 0;
-  int32_t num_bias_ = 0;
-  int32_t num_masks_ = 0;
+  std::vector<int64_t> sent_;  // rows of this call that the device samples
+  Sizes written_;
   Buffer host_memory_;
   float* logits_ = nullptr;  // [V]
   SampleScratch scratch_;

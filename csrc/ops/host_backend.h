@@ -18,6 +18,7 @@ class HostBackend : public Backend {
     std::byte* data = buffer->data();
     return {std::move(buffer), data, bytes};
   }
+  void use_stream(void*) final {}
   [[nodiscard]] bool has_graphs() const final { return false; }
   void run(uint64_t, const std::function<void()>& work) final { work(); }
   void upload(void* to, const void* from, int64_t bytes) final {

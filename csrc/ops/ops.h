@@ -256,6 +256,10 @@ class Backend {
   [[nodiscard]] virtual int64_t scratch_bytes(const OpLimits& limits) const = 0;
   virtual void reserve(const OpLimits& limits) = 0;  // the only allocation; scratch_bytes(limits) bytes
 
+  // Until the next call, work goes into a stream of the caller's (CUDA: a cudaStream_t), behind what was asked for
+  // before; nullptr: back to the backend's own. A backend on the host has none.
+  virtual void use_stream(void* stream) = 0;
+
   // Calls `work`, which calls operations and nothing else. Where has_graphs(), it may be recorded at the first call
   // with a key and only repeated by later ones: shapes and addresses must then follow from the key. 0: never recorded.
   [[nodiscard]] virtual bool has_graphs() const = 0;

@@ -1,12 +1,18 @@
-"""Every operation of the runtime, on anything that speaks DLPack on the CPU (NumPy arrays, torch tensors).
+"""Every operation of the runtime, on anything that speaks DLPack (NumPy arrays, torch tensors).
 
 Letters: T new tokens, S sequences, E hidden, H query heads, G key/value heads, D head size, F feed-forward,
 V vocabulary, P page size, X experts, k experts per token.
 
 Activations are float32 and results are new NumPy arrays; inputs are never written, `KvCache` excepted. Weights are
 float32, bfloat16 or float16 (bfloat16 from torch: NumPy has none). `device` is ``"reference"``, ``"cpu"``,
-``"cpu:<level>"`` or a :class:`Device`; a string always names the same object, so that its threads and scratch memory
-are made once. Wrong shapes, dtypes or ids raise :class:`fastllm.InvalidRequestError` and compute nothing.
+``"cpu:<level>"``, ``"cuda"``, ``"cuda:N"`` or a :class:`Device`; a string always names the same object, so that its
+threads and scratch memory are made once. Wrong shapes, dtypes, devices or ids raise
+:class:`fastllm.InvalidRequestError` and compute nothing.
+
+On a GPU, arrays of the host are copied there and results back. Tensors that lie there are used as they are, in torch's
+current stream (other producers': in the device's default stream), and results are tensors there; nothing waits, with
+one exception: what holds indices (ids, positions, slots, tables, experts) is checked by the host, so give it there, or
+each call waits for a copy. Arrays of weights come from the host.
 
 >>> import numpy as np
 >>> from fastllm import ops
@@ -26,13 +32,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastllm._core as _core
+from fastllm.device_arrays import DeviceArray, call, copy, empty, to_host
 from fastllm.errors import InvalidRequestError
 
-Floats = NDArray[np.float32]
-Array = Any  # an object with __dlpack__ on the CPU
+Floats = NDArray[np.float32]  # for arrays on a device: a torch tensor, or a DeviceArray where the input is no tensor
+Array = Any  # an object with __dlpack__
 
 __all__ = [
     "Device",
+    "DeviceArray",
     "KvCache",
     "PackedWeight",
     "SampleOutput",
@@ -193,10 +201,6 @@ def _rows(x: Array) -> int:
     return int(x.shape[0])
 
 
-def _copy(x: Array) -> Floats:
-    return np.array(x, dtype=np.float32, order="C")
-
-
 def _choice(what: str, table: Mapping[str, Any], name: str) -> Any:
     if name not in table:
         raise InvalidRequestError(f'{what} is "{name}"; {", ".join(table)} are known')
@@ -210,8 +214,8 @@ def _activation(kind: str, alpha: float, limit: float) -> Any:
 def embed(ids: Array, table: PackedWeight, *, scale: float = 1.0, out: Floats | None = None) -> Floats:
     """table[ids] * scale. ids [T] int32 or int64, table [V, E] -> [T, E]."""
     if out is None:
-        out = np.empty((_rows(ids), table.shape[2]), np.float32)
-    _core.ops_embed(table.device._native, ids, table._native, out, scale)
+        out = empty(table.device, ids, (_rows(ids), table.shape[2]))
+    call(_core.ops_embed, table.device, to_host(table.device, ids), table._native, out, scale)
     return out
 
 
@@ -232,17 +236,18 @@ def rms_norm(
     returned second. With row_ids [R], only those rows -> [R, E], and residual comes back as it was.
     """
     num_rows = _rows(x) if row_ids is None else _rows(row_ids)
-    y = np.empty((num_rows, *x.shape[1:]), np.float32) if out is None else out
-    total = None if residual is None else _copy(residual)
-    _core.ops_rms_norm(_device(device)._native, x, weight, y, total, eps, weight_offset, row_ids)
+    on = _device(device)
+    y = empty(on, x, (num_rows, *x.shape[1:])) if out is None else out
+    total = None if residual is None else copy(on, residual)
+    call(_core.ops_rms_norm, on, x, weight, y, total, eps, weight_offset, to_host(on, row_ids))
     return y if total is None else (y, total)
 
 
 def linear(x: Array, weight: PackedWeight, *, bias: Array | None = None, out: Floats | None = None) -> Floats:
     """x W^T + bias. x [M, K], weight [N, K], bias [N] float32 -> [M, N]."""
     if out is None:
-        out = np.empty((_rows(x), weight.shape[1]), np.float32)
-    _core.ops_linear(weight.device._native, x, weight._native, out, bias)
+        out = empty(weight.device, x, (_rows(x), weight.shape[1]))
+    call(_core.ops_linear, weight.device, x, weight._native, out, bias)
     return out
 
 
@@ -251,8 +256,9 @@ def rope_table(
 ) -> tuple[Floats, Floats]:
     """cos and sin of positions * inv_freq, times scale. positions [T], inv_freq [n] float32 -> two [T, n]."""
     shape = (_rows(positions), _rows(inv_freq))
-    cos, sin = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    _core.ops_rope_table(_device(device)._native, positions, inv_freq, cos, sin, scale)
+    on = _device(device)
+    cos, sin = empty(on, inv_freq, shape), empty(on, inv_freq, shape)
+    call(_core.ops_rope_table, on, to_host(on, positions), inv_freq, cos, sin, scale)
     return cos, sin
 
 
@@ -264,8 +270,9 @@ def rope_and_store(
     q [T, H, D] or [T, H * D], k and v [T, G, D], cos and sin [T, n] (None: no rotation), slots [T] = page * P + offset
     -> rotated q, k. Values are rounded to the cache's dtype.
     """
-    rotated_q, rotated_k = _copy(q), _copy(k)
-    _core.ops_rope_and_store(kv.device._native, rotated_q, rotated_k, v, cos, sin, slots, kv._native)
+    rotated_q, rotated_k = copy(kv.device, q), copy(kv.device, k)
+    indices = to_host(kv.device, slots)
+    call(_core.ops_rope_and_store, kv.device, rotated_q, rotated_k, v, cos, sin, indices, kv._native)
     return rotated_q, rotated_k
 
 
@@ -289,10 +296,9 @@ def paged_attention(
     context; softcap 0: none. -> an array like q.
     """
     if out is None:
-        out = np.empty(tuple(q.shape), np.float32)
-    _core.ops_paged_attention(
-        kv.device._native, q, kv._native, query_start, context_len, block_table, out, scale, window, softcap, sinks
-    )
+        out = empty(kv.device, q, q.shape)
+    step = [to_host(kv.device, x) for x in (query_start, context_len, block_table)]
+    call(_core.ops_paged_attention, kv.device, q, kv._native, *step, out, scale, window, softcap, sinks)
     return out
 
 
@@ -310,8 +316,8 @@ def gated_activation(
     activation: "silu", "gelu_tanh", or "clamped_swiglu" (gpt-oss), which reads alpha and limit.
     """
     if out is None:
-        out = np.empty((_rows(gate_up), int(gate_up.shape[1]) // 2), np.float32)
-    _core.ops_gated_activation(_device(device)._native, gate_up, _activation(activation, alpha, limit), out)
+        out = empty(_device(device), gate_up, (_rows(gate_up), int(gate_up.shape[1]) // 2))
+    call(_core.ops_gated_activation, _device(device), gate_up, _activation(activation, alpha, limit), out)
     return out
 
 
@@ -329,11 +335,10 @@ def moe_route(
     score: "softmax" (over all), "softmax_of_top_k", "sigmoid". Ties go to the lower index.
     """
     shape = (_rows(logits), max(top_k, 0))
-    experts, weights = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    on = _device(device)
+    experts, weights = empty(on, logits, shape, "int32"), empty(on, logits, shape)
     native_score = _choice("score", _SCORES, score)
-    _core.ops_moe_route(
-        _device(device)._native, logits, top_k, native_score, renormalize, weight_scale, experts, weights
-    )
+    call(_core.ops_moe_route, on, logits, top_k, native_score, renormalize, weight_scale, experts, weights)
     return experts, weights
 
 
@@ -356,12 +361,13 @@ def moe_ffn(
     x [T, E], experts and weights [T, k], gate_up [X, 2F, E], down [X, E, F], biases [X, 2F] and [X, E] -> [T, E].
     """
     if out is None:
-        out = np.empty(tuple(x.shape), np.float32)
+        out = empty(gate_up.device, x, x.shape)
     spec = _activation(activation, alpha, limit)
-    _core.ops_moe_ffn(
-        gate_up.device._native,
+    call(
+        _core.ops_moe_ffn,
+        gate_up.device,
         x,
-        experts,
+        to_host(gate_up.device, experts),
         weights,
         gate_up._native,
         down._native,
@@ -375,21 +381,21 @@ def moe_ffn(
 
 def add(residual: Array, x: Array, *, gate: Array | None = None, device: str | Device = "cpu") -> Floats:
     """residual + x * sigmoid(gate). residual and x [T, E], gate [T, 1] (None: factor 1) -> [T, E]."""
-    total = _copy(residual)
-    _core.ops_add(_device(device)._native, total, x, gate)
+    total: Floats = copy(_device(device), residual)
+    call(_core.ops_add, _device(device), total, x, gate)
     return total
 
 
 def softcap(x: Array, cap: float, *, device: str | Device = "cpu") -> Floats:
     """cap * tanh(x / cap)."""
-    capped = _copy(x)
-    _core.ops_softcap(_device(device)._native, capped, cap)
+    capped: Floats = copy(_device(device), x)
+    call(_core.ops_softcap, _device(device), capped, cap)
     return capped
 
 
 def copy_pages(kv: KvCache, source: Array, target: Array) -> None:
     """Copies page source[i] of kv to page target[i]. A target is named once and is no source."""
-    _core.ops_copy_pages(kv.device._native, kv._native, source, target)
+    call(_core.ops_copy_pages, kv.device, kv._native, to_host(kv.device, source), to_host(kv.device, target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,7 +462,7 @@ def sample(
     logits: Array, params: SampleParams | Sequence[SampleParams], *, device: str | Device = "cpu"
 ) -> list[SampleOutput]:
     """One token for each row of logits [R, V]; params for all rows, or one for each."""
-    rows = _copy(logits)
-    each = [params] * len(rows) if isinstance(params, SampleParams) else list(params)
-    results = _core.ops_sample(_device(device)._native, rows, [_native_params(p) for p in each])
+    rows = copy(_device(device), logits)
+    each = [params] * _rows(rows) if isinstance(params, SampleParams) else list(params)
+    results = call(_core.ops_sample, _device(device), rows, [_native_params(p) for p in each])
     return [SampleOutput(*r) for r in results]

@@ -232,6 +232,22 @@ def test_log_probabilities_are_of_the_raw_logits(device):
         np.testing.assert_allclose(got.top_logprobs, exact[r, got.top_tokens], rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_top", [0, 1, 20, 32, 33, 129])
+def test_log_probabilities_beside_every_parameter_are_those_of_the_reference(device, num_top):
+    """All cases in one call: each row has its own place among penalties, masks and likely tokens."""
+    rng = np.random.default_rng(47)
+    logits = np.concatenate([np.round(4 * oracle.normal(rng, len(CASES), 300)) / 4, oracle.normal(rng, 2, 300)])
+    each = [
+        SampleParams(**case, seed=r, wants_logprob=r % 3 != 1, num_top=num_top if r % 4 != 2 else 0)
+        for r, case in enumerate([*CASES, {"forced_token": 17}, {"forced_token": 5, "bias": {5: 3.0}}])
+    ]
+    found = ops.sample(logits, each, device=device)
+    for got, wanted in zip(found, ops.sample(logits, each, device="reference"), strict=True):
+        assert (got.token, got.rank, got.top_tokens) == (wanted.token, wanted.rank, wanted.top_tokens)
+        np.testing.assert_allclose(got.logprob, wanted.logprob, rtol=1e-6)
+        np.testing.assert_allclose(got.top_logprobs, wanted.top_logprobs, rtol=1e-6)
+
+
 def test_a_forced_token_is_reported_not_drawn(device):
     logits = np.array([[1, 3, 3, 2]], np.float32)
     p = SampleParams(temperature=0.0, forced_token=2, wants_logprob=True, num_top=4)

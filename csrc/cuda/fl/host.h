@@ -114,6 +114,10 @@ class Stream {
 
   [[nodiscard]] Device& device() const { return device_; }
 
+  // Later work goes into a stream of the caller's (cudaStream_t), behind what is in this one; nullptr: back into this
+  // one, behind what went there. The emulator has one order of work, and nothing to do.
+  void use(void* handle);
+
   // Host memory must stay as it is until the stream has come past the copy.
   void upload(void* device, const void* host, int64_t bytes);
   void download(void* host, const void* device, int64_t bytes);

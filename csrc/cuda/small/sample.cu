@@ -1,5 +1,7 @@
 // The next token of each row, without a sort: penalties, bias, mask, then temperature, top_k, top_p, min_p and a draw
-// by inverse CDF in ascending token id, as ops/sampling.h orders them.        logits [R, V] (overwritten) -> tokens [R]
+// by inverse CDF in ascending token id, as ops/sampling.h orders them. Before it, under the raw logits: the sum of the
+// softmax, and the most likely tokens with their log-probabilities; after it, those of the token, and its rank.
+//                                                                             logits [R, V] -> results [R], tops
 //
 // One block per row. A candidate is a 64-bit number: the logit as an integer of the same order, then the id inverted,
 // so that a larger number comes first and no two are equal. top_k and top_p look for the number of the last candidate
@@ -7,7 +9,10 @@
 // top until k, or the mass, is reached. It ends when a bin is kept whole, which is mostly after three or four digits.
 // Mass is exp((logit - largest) / temperature) in 2^-40 as a 64-bit integer: its sums are exact, so no order of the
 // atomics can change a result, and a row's token depends on its own logits alone.
-// Bytes read: V * 4 a pass; 3 passes for greedy rows, about 6 more for each of top_k and top_p, from L2.
+// The raw logits come back at the end: a mask is applied as they are read, and what penalties change is kept aside.
+// The softmax is summed in the same way, rounded: its logarithm is within 3e-7 of the exact one.
+// Bytes read: V * 4 a pass; 3 passes for greedy rows, about 6 more for each of top_k, top_p and num_top, 2 for the
+// log-probability of the token, from L2.
 // Defined by ops/sampling_algorithm.cpp; tested in tests/ops/test_sample.py.
 #include "cuda/device_mat.h"
 #include "cuda/sampler.h"
@@ -18,10 +23,11 @@ namespace {
 constexpr uint32_t kThreads = 128;
 constexpr uint32_t kNumBins = 256;
 constexpr float kGreedyTemperature = 1e-5f;
+static_assert(kMaxDeviceTop <= kThreads);
 
 struct SampleShared {
   uint64_t bins[kNumBins];
-  uint64_t sums[kThreads];
+  uint64_t sums[kThreads];  // of the draw; before it, the most likely candidates
   uint64_t amount;
   uint64_t best;
   uint64_t cutoff;
@@ -52,10 +58,14 @@ struct Row {
   float* logits;
   int32_t vocab;
   SampleShared* shared;
+  const uint32_t* mask = nullptr;  // ids whose bit is not set count as -infinity
 
+  __device__ float logit(int32_t i) const {
+    return mask == nullptr || (mask[i / 32] >> (i % 32) & 1u) != 0 ? logits[i] : -INFINITY;
+  }
   template <class F>
   __device__ void for_each(F f) const {
-    for (auto i = static_cast<int32_t>(threadIdx.x); i < vocab; i += kThreads) f(i, logits[i]);
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < vocab; i += kThreads) f(i, logit(i));
   }
 
   // Whether any logit is NaN or +infinity.
@@ -138,7 +148,7 @@ struct Row {
     const int32_t end = begin + chunk < vocab ? begin + chunk : vocab;
     uint64_t sum = 0;
     for (int32_t i = begin; i < end; ++i) {
-      if (candidate_of(logits[i], i) >= cutoff) sum += amount(logits[i]);
+      if (candidate_of(logit(i), i) >= cutoff) sum += amount(logit(i));
     }
     shared->sums[threadIdx.x] = sum;
     fl::sync_threads();
@@ -159,8 +169,8 @@ struct Row {
     if (owner == static_cast<int32_t>(threadIdx.x)) {
       uint64_t left = shared->amount;
       for (int32_t i = begin; i < end; ++i) {
-        if (candidate_of(logits[i], i) < cutoff) continue;
-        const uint64_t weight = amount(logits[i]);
+        if (candidate_of(logit(i), i) < cutoff) continue;
+        const uint64_t weight = amount(logit(i));
         if (weight > left) {
           shared->owner = i;
           break;
@@ -173,10 +183,55 @@ struct Row {
   }
 };
 
+struct One {
+  __device__ uint64_t operator()(float) const { return 1; }
+};
+
+// Under the raw logits of a row: log(sum of exp(logit - largest)). The largest adds 1, and log1p keeps what the others
+// add to it.
+__device__ inline float log_sum_of_exp(const Row& row, float largest) {
+  constexpr uint64_t kOne = uint64_t{1} << 40;
+  const uint64_t sum =
+      row.total(0, [&](float x) { return static_cast<uint64_t>(fmaf(expf(x - largest), 0x1p40f, 0.5f)); });
+  return log1pf(static_cast<float>(sum - kOne) * 0x1p-40f);
+}
+// Neither term is above 0: nothing cancels.
+__device__ inline float logprob_of(float logit, float largest, float log_sum) { return (logit - largest) - log_sum; }
+
+// The `count` most likely tokens, 0 < count <= V: gathered in any order, then each thread finds the place of one.
+__device__ inline void write_top(const Row& row, float largest, float log_sum, int32_t count, TopLogprob* tops) {
+  const uint64_t last = count < row.vocab ? row.select(0, static_cast<uint64_t>(count), One{}) : 0;
+  if (threadIdx.x == 0) row.shared->amount = 0;
+  fl::sync_threads();
+  row.for_each([&](int32_t i, float x) {
+    const uint64_t candidate = candidate_of(x, i);
+    if (candidate >= last) row.shared->sums[fl::atomic_add(&row.shared->amount, uint64_t{1})] = candidate;
+  });
+  fl::sync_threads();
+  if (static_cast<int32_t>(threadIdx.x) < count) {
+    const uint64_t mine = row.shared->sums[threadIdx.x];
+    int32_t place = 0;
+    for (int32_t i = 0; i < count; ++i) place += row.shared->sums[i] > mine ? 1 : 0;
+    tops[place] = {token_of(mine), logprob_of(row.logits[token_of(mine)], largest, log_sum)};
+  }
+  fl::sync_threads();  // before anyone resets them
+}
+
+// Calls f(index, token) for the entries [begin, end) of an array, one thread each.
+template <class Entry, class F>
+__device__ void for_entries(const Entry* entries, int32_t begin, int32_t end, F f) {
+  for (int32_t i = begin + static_cast<int32_t>(threadIdx.x); i < end; i += kThreads) f(i, entries[i].token);
+}
+
 __device__ inline void apply_penalties(const Row& row, const SampleParams& p, const DeviceSampleRow& params) {
-  for (int32_t i = params.count_begin + static_cast<int32_t>(threadIdx.x); i < params.count_end; i += kThreads) {
-    const TokenCount count = p.counts[i];  // tokens are distinct
-    float logit = row.logits[count.token];
+  for_entries(p.counts, params.count_begin, params.count_end,
+              [&](int32_t i, int32_t token) { p.raw_of_counts[i] = row.logits[token]; });
+  for_entries(p.bias, params.bias_begin, params.bias_end,
+              [&](int32_t i, int32_t token) { p.raw_of_bias[i] = row.logits[token]; });
+  fl::sync_threads();
+  for_entries(p.counts, params.count_begin, params.count_end, [&](int32_t i, int32_t token) {  // tokens are distinct
+    const TokenCount count = p.counts[i];
+    float logit = row.logits[token];
     const bool is_generated = count.in_output > 0;
     if (count.in_prompt || is_generated) {
       logit = logit > 0.0f ? logit / params.repetition_penalty : logit * params.repetition_penalty;
@@ -185,8 +240,8 @@ __device__ inline void apply_penalties(const Row& row, const SampleParams& p, co
       logit -= params.frequency_penalty * static_cast<float>(count.in_output);
       logit -= params.presence_penalty;
     }
-    row.logits[count.token] = logit;
-  }
+    row.logits[token] = logit;
+  });
   fl::sync_threads();
   for (int32_t i = params.bias_begin; i < params.bias_end; ++i) {  // in order: a token has one thread
     const LogitBias bias = p.bias[i];
@@ -194,31 +249,27 @@ __device__ inline void apply_penalties(const Row& row, const SampleParams& p, co
   }
   fl::sync_threads();
 }
+__device__ inline void remove_penalties(const Row& row, const SampleParams& p, const DeviceSampleRow& params) {
+  fl::sync_threads();  // all have read what changes
+  for_entries(p.counts, params.count_begin, params.count_end,
+              [&](int32_t i, int32_t token) { row.logits[token] = p.raw_of_counts[i]; });
+  for_entries(p.bias, params.bias_begin, params.bias_end,  // a token of both lists gets the same number twice
+              [&](int32_t i, int32_t token) { row.logits[token] = p.raw_of_bias[i]; });
+  fl::sync_threads();
+}
 
-__device__ inline int32_t sample_token(const Row& row, const SampleParams& p, const DeviceSampleRow& params) {
-  if (row.is_bad() || row.first_candidate() < no_candidate()) return -1;
-  if (params.count_end > params.count_begin || params.bias_end > params.bias_begin) {
-    apply_penalties(row, p, params);
-    if (row.is_bad()) return -1;
-  }
-  if (params.mask_idx >= 0) {
-    const uint32_t* mask = p.masks + params.mask_idx * p.mask_words;
-    row.for_each([&](int32_t i, float) {
-      if ((mask[i / 32] >> (i % 32) & 1u) == 0) row.logits[i] = -INFINITY;
-    });
-    fl::sync_threads();
-  }
+// After penalties and bias: the token, or -1 if none is left.
+__device__ inline int32_t choose(const Row& row, const DeviceSampleRow& params) {
   const uint64_t first = row.first_candidate();
   if (first < no_candidate()) return -1;
   if (params.temperature < kGreedyTemperature) return token_of(first);
 
   const float largest = logit_of(first);
-  const auto one = [](float) { return uint64_t{1}; };
   const auto exponent = [&](float logit) { return (logit - largest) / params.temperature; };
   const auto mass = [&](float logit) { return static_cast<uint64_t>(expf(exponent(logit)) * 0x1p40f); };
   uint64_t cutoff = no_candidate();
-  if (params.top_k > 0 && static_cast<uint64_t>(params.top_k) < row.total(cutoff, one)) {
-    cutoff = row.select(cutoff, static_cast<uint64_t>(params.top_k), one);
+  if (params.top_k > 0 && static_cast<uint64_t>(params.top_k) < row.total(cutoff, One{})) {
+    cutoff = row.select(cutoff, static_cast<uint64_t>(params.top_k), One{});
   }
   if (params.top_p < 1.0f) {
     const uint64_t all = row.total(cutoff, mass);
@@ -230,12 +281,42 @@ __device__ inline int32_t sample_token(const Row& row, const SampleParams& p, co
   return row.draw(cutoff, params.uniform, [&](float x) { return exponent(x) < least ? uint64_t{0} : mass(x); });
 }
 
+__device__ inline int32_t draw_token(const Row& raw, const SampleParams& p, const DeviceSampleRow& params) {
+  Row row = raw;
+  if (params.mask_idx >= 0) row.mask = p.masks + params.mask_idx * p.mask_words;
+  if (params.count_end == params.count_begin && params.bias_end == params.bias_begin) return choose(row, params);
+  apply_penalties(raw, p, params);
+  const int32_t token = raw.is_bad() ? -1 : choose(row, params);  // a penalty may overflow
+  remove_penalties(raw, p, params);
+  return token;
+}
+
+__device__ inline DeviceSampleResult sample_row(const Row& raw, const SampleParams& p, const DeviceSampleRow& params) {
+  TopLogprob* tops = p.tops + params.top_begin;
+  if (static_cast<int32_t>(threadIdx.x) < params.num_top) tops[threadIdx.x] = {-1, -INFINITY};
+  DeviceSampleResult result{-1, 0.0f, 0};
+  if (raw.is_bad()) return result;
+  const uint64_t first = raw.first_candidate();
+  if (first < no_candidate()) return result;
+  const float largest = logit_of(first);
+  float log_sum = 0.0f;
+  if (params.wants_logprob != 0 || params.num_top > 0) log_sum = log_sum_of_exp(raw, largest);
+  if (params.num_top > 0) write_top(raw, largest, log_sum, params.num_top, tops);
+  result.token = params.forced_token >= 0 ? params.forced_token : draw_token(raw, p, params);
+  if (result.token >= 0 && params.wants_logprob != 0) {
+    const float logit = raw.logits[result.token];
+    result.logprob = logprob_of(logit, largest, log_sum);
+    result.rank = static_cast<int32_t>(raw.total(candidate_of(logit, result.token), One{}));
+  }
+  return result;
+}
+
 // registers: 64
 __global__ void __launch_bounds__(kThreads) sample_kernel(SampleParams p) {
   const DeviceSampleRow params = p.rows[blockIdx.x];
   const Row row{p.logits + params.row * p.stride, p.vocab_size, fl::smem<SampleShared>()};
-  const int32_t token = sample_token(row, p, params);
-  if (threadIdx.x == 0) p.tokens[blockIdx.x] = token;
+  const DeviceSampleResult result = sample_row(row, p, params);
+  if (threadIdx.x == 0) p.results[blockIdx.x] = result;
 }
 
 }  // namespace

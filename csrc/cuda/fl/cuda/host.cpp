@@ -111,7 +111,9 @@ Graph::Graph(Graph&&) noexcept = default;
 Graph& Graph::operator=(Graph&&) noexcept = default;
 
 struct Stream::Impl {
-  cudaStream_t stream = nullptr;
+  cudaStream_t own = nullptr;
+  cudaStream_t stream = nullptr;  // its own, or the caller's
+  cudaEvent_t switched = nullptr;
   bool is_capturing = false;
   // The last kernels that were launched since the stream was known to be well, for errors that show late.
   std::array<const char*, 16> recent{};
@@ -119,7 +121,8 @@ struct Stream::Impl {
   std::string broken;  // what went wrong for good: the device's context is lost with all that is on it
 
   ~Impl() {
-    if (stream != nullptr) cudaStreamDestroy(stream);
+    if (switched != nullptr) cudaEventDestroy(switched);
+    if (own != nullptr) cudaStreamDestroy(own);
   }
 
   void check_usable() const {
@@ -142,9 +145,21 @@ struct Stream::Impl {
 
 Stream::Stream(Device& device) : device_(device), impl_(std::make_unique<Impl>()) {
   const Current current(device.impl().ordinal);
-  check(cudaStreamCreateWithFlags(&impl_->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  check(cudaStreamCreateWithFlags(&impl_->own, cudaStreamNonBlocking), "cudaStreamCreate");
+  check(cudaEventCreateWithFlags(&impl_->switched, cudaEventDisableTiming), "cudaEventCreate");
+  impl_->stream = impl_->own;
 }
 Stream::~Stream() = default;
+
+void Stream::use(void* handle) {
+  const cudaStream_t next = handle != nullptr ? static_cast<cudaStream_t>(handle) : impl_->own;
+  const cudaStream_t previous = std::exchange(impl_->stream, next);
+  if (next == previous) return;
+  impl_->check_usable();
+  const Current current(device_.impl().ordinal);
+  impl_->check_work(cudaEventRecord(impl_->switched, previous), "cudaEventRecord");
+  impl_->check_work(cudaStreamWaitEvent(next, impl_->switched, 0), "cudaStreamWaitEvent");
+}
 
 void Stream::upload(void* device, const void* host, int64_t bytes) {
   impl_->check_usable();

@@ -213,6 +213,8 @@ struct Stream::Impl {
 Stream::Stream(Device& device) : device_(device), impl_(std::make_unique<Impl>()) {}
 Stream::~Stream() = default;
 
+void Stream::use(void*) {}
+
 void Stream::upload(void* device, const void* host, int64_t bytes) {
   if (bytes == 0) return;
   device_.impl().check_range(device, bytes, "upload");
