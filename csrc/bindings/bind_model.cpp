@@ -134,10 +134,10 @@ nb::dict measure_limits(int num_threads) {
 
 void bind_model(nb::module_& m) {
   using Release = nb::call_guard<GilRelease>;
-  nb::class_<MatrixFormat>(m, "MatrixFormat", "How one matrix of integers is held; see csrc/ops/weights.h.")
+  nb::class_<MatrixFormat>(m, "MatrixFormat", "How one matrix of codes is held; see csrc/ops/weights.h.")
       .def(nb::new_([](const std::string& format, int64_t group, const std::string& scale_dtype, bool has_zeros,
                        const std::string& act) {
-             return MatrixFormat{parse_integer_format(format), group, parse_float_dtype(scale_dtype), has_zeros,
+             return MatrixFormat{parse_code_format(format), group, parse_float_dtype(scale_dtype), has_zeros,
                                  parse_act_mode(act)};
            }),
            nb::kw_only(), "format"_a, "group"_a, "scale_dtype"_a, "has_zeros"_a, "act"_a);

@@ -105,7 +105,7 @@ struct OpsWeight {
       : owner(std::move(backend)) {
     take_shape(codes, "codes");
     WeightDesc& desc = weight.desc;
-    desc.format = parse_integer_format(format);
+    desc.format = parse_code_format(format);
     desc.group = group;
     desc.scale_dtype = parse_float_dtype(scale_dtype);
     desc.has_zeros = zeros.has_value();

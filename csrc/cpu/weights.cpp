@@ -20,6 +20,8 @@ Elem elem_of(WeightFormat format) {
     case WeightFormat::kInt8:
     case WeightFormat::kInt4:
       break;
+    case WeightFormat::kE4M3:
+      fail(ErrorKind::kUnsupportedModel, "cpu: packed fp8 weights are for CUDA; use bfloat16 or int8");
   }
   fail(ErrorKind::kInternal, "cpu: unknown weight format");
 }

@@ -41,8 +41,9 @@ void CudaBackend::download(void* to, const void* from, int64_t bytes) {
 }
 
 int64_t CudaBackend::packed_bytes(const WeightDesc& desc) const {
-  if (is_integer(desc.format) && desc.act == ActMode::kF32) {
-    fail(ErrorKind::kUnsupportedModel, name_, ": activation mode f32 is for processors; use bf16, or a15, which is nearly exact");
+  if (has_codes(desc.format) && desc.act == ActMode::kF32) {
+    fail(ErrorKind::kUnsupportedModel, name_,
+         ": activation mode f32 is for processors; use bf16, or a15, which is nearly exact");
   }
   return checked_mul(TileLayout(desc).expert_bytes, desc.num_experts, "weight");
 }

@@ -1,8 +1,8 @@
 // Where the bytes of KV pages lie on the device. (Weights: gemm/weight_tiles.h.)
 //
 // KV page: K part, then V part, each [kv head][slot in the page][dim], dims padded with zeros to a multiple of 16
-// bytes: a (page, head) is one contiguous block. int8 and fp8: then the scales (bf16), of K [kv head][slot][group of dims], of
-// V [kv head][slot].
+// bytes: a (page, head) is one contiguous block. int8 and fp8: then the scales (bf16), of K [kv head][slot][group of
+// dims], of V [kv head][slot].
 #pragma once
 
 #include "core/checked.h"

@@ -7,7 +7,7 @@
 namespace fastllm {
 namespace {
 
-void check_integer(const MatrixShape& shape, const MatrixFormat& f) {
+void check_codes(const MatrixShape& shape, const MatrixFormat& f) {
   const char* format = name_of(f.format);
   if (f.group != 0 && f.group != 32 && f.group != 64 && f.group != 128) {
     fail(ErrorKind::kInvalidRequest, shape.name, ": ", format, " with groups of ", f.group,
@@ -16,9 +16,16 @@ void check_integer(const MatrixShape& shape, const MatrixFormat& f) {
   if (f.group != 0 && shape.k % f.group != 0) {
     fail(ErrorKind::kInvalidRequest, shape.name, ": groups of ", f.group, " do not divide its ", shape.k, " columns");
   }
-  if (f.group == 0 ? f.scale_dtype != DType::kF32 : f.scale_dtype != DType::kF16 && f.scale_dtype != DType::kBF16) {
-    fail(ErrorKind::kInvalidRequest, shape.name, ": scales of ", format, " with ",
-         f.group == 0 ? "whole rows are float32" : "groups are float16 or bfloat16", ", not ", name_of(f.scale_dtype));
+  const bool is_fp8 = f.format == WeightFormat::kE4M3;
+  if (is_fp8 && (f.has_zeros || f.act != ActMode::kBF16)) {
+    fail(ErrorKind::kInvalidRequest, shape.name, ": fp8 has no zeros, and takes activations in bf16");
+  }
+  const bool wants_float = f.group == 0 || is_fp8;
+  if (wants_float ? f.scale_dtype != DType::kF32 : f.scale_dtype != DType::kF16 && f.scale_dtype != DType::kBF16) {
+    fail(
+        ErrorKind::kInvalidRequest, shape.name, ": scales of ", format, " with ",
+        wants_float ? (is_fp8 ? "any groups are float32" : "whole rows are float32") : "groups are float16 or bfloat16",
+        ", not ", name_of(f.scale_dtype));
   }
 }
 
@@ -34,8 +41,8 @@ WeightDesc desc_of(const WeightPlan& plan, const MatrixShape& shape) {
   if (it == plan.named.end()) return desc;
   const MatrixFormat& f = it->second;
   desc.format = f.format;
-  if (!is_integer(f.format)) return desc;
-  check_integer(shape, f);
+  if (!has_codes(f.format)) return desc;
+  check_codes(shape, f);
   desc.group = f.group;
   desc.scale_dtype = f.scale_dtype;
   desc.has_zeros = f.has_zeros;
@@ -44,7 +51,7 @@ WeightDesc desc_of(const WeightPlan& plan, const MatrixShape& shape) {
 }
 
 void check(const WeightPlan& plan, const std::vector<MatrixShape>& shapes) {
-  if (is_integer(plan.others)) fail(ErrorKind::kInternal, "integer weights need a name each");
+  if (has_codes(plan.others)) fail(ErrorKind::kInternal, "weights with codes need a name each");
   for (const auto& [name, format] : plan.named) {
     const auto it = std::ranges::find(shapes, name, &MatrixShape::name);
     if (it == shapes.end()) fail(ErrorKind::kInvalidRequest, name, ": the model has no such matrix");

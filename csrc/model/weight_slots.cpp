@@ -198,7 +198,7 @@ void ModelWeights::fill_matrix(const std::string& name, const WeightSlice& slice
 void ModelWeights::fill_codes(const std::string& name, const CodeSlice& slice, int64_t num_cols) {
   const MatrixSlot& slot = claim_rows(name, slice.row_begin, slice.num_rows, num_cols, slice.expert);
   const WeightDesc& desc = slot.weight.desc;
-  if (!is_integer(desc.format)) fail(ErrorKind::kInternal, name, ": is ", name_of(desc.format), ", codes were given");
+  if (!has_codes(desc.format)) fail(ErrorKind::kInternal, name, ": is ", name_of(desc.format), ", codes were given");
   if (desc.has_zeros != (slice.zeros != nullptr)) fail(ErrorKind::kInternal, name, ": zeros and format disagree");
   check_codes(desc, slice);
   backend_.pack_codes(slot.weight, slice);

@@ -318,12 +318,17 @@ void check(const WeightDesc& desc) {
   expect.positive("X", desc.num_experts);
   checked_mul(checked_mul(checked_mul(desc.n, desc.k, "PackedWeight"), desc.num_experts, "PackedWeight"), 8,
               "PackedWeight");
-  if (!is_integer(desc.format)) return;
+  if (!has_codes(desc.format)) return;
   expect.that(desc.group == 0 || desc.group == 32 || desc.group == 64 || desc.group == 128, "group is ", desc.group,
               ", expected 32, 64, 128, or 0 for whole rows");
-  if (desc.group == 0) {
+  if (desc.format == WeightFormat::kE4M3) {
+    expect.that(!desc.has_zeros, "zeros are not used by fp8");
+    expect.that(desc.act == ActMode::kBF16 || desc.act == ActMode::kF32, "act is ", name_of(desc.act),
+                ", expected bf16 or f32 for fp8");
+  }
+  if (desc.group == 0 || desc.format == WeightFormat::kE4M3) {
     expect.that(desc.scale_dtype == DType::kF32, "scale_dtype is ", name_of(desc.scale_dtype),
-                ", expected float32 for scales of whole rows");
+                ", expected float32 for scales of whole rows and of fp8");
   } else {
     expect.that(desc.scale_dtype == DType::kF16 || desc.scale_dtype == DType::kBF16, "scale_dtype is ",
                 name_of(desc.scale_dtype), ", expected float16 or bfloat16 for scales of groups");
@@ -346,6 +351,13 @@ void check(const WeightDesc& desc, const CodeSlice& slice) {
     const uint8_t* bad = std::find_if(slice.codes, slice.codes + count, [](uint8_t code) { return code > 15; });
     expect.that(bad == slice.codes + count, "codes[", (bad - slice.codes) / desc.k, ", ", (bad - slice.codes) % desc.k,
                 "] is ", bad == slice.codes + count ? 0 : int{*bad}, ", expected 0 to 15 for int4");
+  }
+  if (desc.format == WeightFormat::kE4M3) {
+    const int64_t count = slice.num_rows * desc.k;
+    const uint8_t* bad =
+        std::find_if(slice.codes, slice.codes + count, [](uint8_t code) { return (code & 0x7f) == 0x7f; });
+    expect.that(bad == slice.codes + count, "codes[", (bad - slice.codes) / desc.k, ", ", (bad - slice.codes) % desc.k,
+                "] is NaN");
   }
   for (int64_t i = 0; i < num_scales; ++i) {
     const float scale = slice.scales[i];

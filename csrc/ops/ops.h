@@ -250,7 +250,7 @@ class Backend {
 
   [[nodiscard]] virtual int64_t packed_bytes(const WeightDesc& desc) const = 0;
   virtual void pack(const PackedWeight& to, const WeightSlice& slice) = 0;      // float formats
-  virtual void pack_codes(const PackedWeight& to, const CodeSlice& slice) = 0;  // integer formats
+  virtual void pack_codes(const PackedWeight& to, const CodeSlice& slice) = 0;  // formats with codes
   [[nodiscard]] virtual int64_t page_size() const = 0;                          // P
   [[nodiscard]] virtual int64_t kv_page_bytes(const KvSpec& spec) const = 0;
   [[nodiscard]] virtual int64_t scratch_bytes(const OpLimits& limits) const = 0;

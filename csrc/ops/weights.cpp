@@ -2,11 +2,11 @@
 
 namespace fastllm {
 
-WeightFormat parse_integer_format(std::string_view name) {
-  for (const WeightFormat f : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+WeightFormat parse_code_format(std::string_view name) {
+  for (const WeightFormat f : {WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kE4M3}) {
     if (name == name_of(f)) return f;
   }
-  fail(ErrorKind::kInvalidRequest, "format is \"", name, "\"; int8 and int4 are known");
+  fail(ErrorKind::kInvalidRequest, "format is \"", name, "\"; int8, int4 and fp8 are known");
 }
 
 ActMode parse_act_mode(std::string_view name) {

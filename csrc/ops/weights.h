@@ -1,5 +1,5 @@
 // Weight matrices as the kernels see them. A packed weight is a description plus bytes whose layout belongs to the
-// backend; every format (float now, integer groups and fp8 as further formats) goes through the same type.
+// backend; every format, floats, integers in groups and fp8, goes through the same type.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +10,11 @@
 
 namespace fastllm {
 
-enum class WeightFormat : uint8_t { kF32, kBF16, kF16, kInt8, kInt4 };
+enum class WeightFormat : uint8_t { kF32, kBF16, kF16, kInt8, kInt4, kE4M3 };
 
 constexpr bool is_integer(WeightFormat f) { return f == WeightFormat::kInt8 || f == WeightFormat::kInt4; }
+// Made of codes with scales, not of plain floats.
+constexpr bool has_codes(WeightFormat f) { return is_integer(f) || f == WeightFormat::kE4M3; }
 
 constexpr WeightFormat format_of(DType t) {
   switch (t) {
@@ -44,6 +46,8 @@ constexpr const char* name_of(WeightFormat f) {
       return "int8";
     case WeightFormat::kInt4:
       return "int4";
+    case WeightFormat::kE4M3:
+      return "fp8";
   }
   return "?";
 }
@@ -92,7 +96,7 @@ constexpr const char* name_of(ActMode m) {
 }
 
 // The inverse of name_of; throw kInvalidRequest naming what is known.
-WeightFormat parse_integer_format(std::string_view name);
+WeightFormat parse_code_format(std::string_view name);
 ActMode parse_act_mode(std::string_view name);
 
 // W(N, K): output row n, input column k. X matrices of that shape for experts, stored expert by expert.
@@ -100,15 +104,18 @@ ActMode parse_act_mode(std::string_view name);
 // Integer formats:  W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g],  g = k / group.
 // Codes are unsigned. Without zeros (`has_zeros` false: symmetric) zero is 8 for int4, 128 for int8.
 // Modes kA8, kA8R and kA15 are exact integer sums within an activation group and one float multiply-add per group in
-// ascending order: their bits are the same on every backend of the host, ISA level, batch and thread count.
+// ascending order: their bits are the same on every backend, ISA level, batch and thread count.
+//
+// fp8:  W[n, k] = code[n, k] * scale[n, g], codes e4m3 and not NaN, scales float32, no zeros; modes kBF16 and kF32. A
+// backend may refuse it (kUnsupportedModel from packed_bytes).
 struct WeightDesc {
   int64_t n = 0;
   int64_t k = 0;
   int64_t num_experts = 1;
   WeightFormat format = WeightFormat::kBF16;
-  // Of integer formats.
+  // Of formats with codes.
   int64_t group = 0;                // columns that share a scale: 32, 64, 128; 0: the whole row
-  DType scale_dtype = DType::kF16;  // kF16 or kBF16 with groups; kF32 for whole rows
+  DType scale_dtype = DType::kF16;  // kF16 or kBF16 with groups; kF32 for whole rows and fp8
   bool has_zeros = false;           // zeros of 0..16 (int4) or 0..255 (int8), one per scale
   ActMode act = ActMode::kA8R;
 
@@ -135,7 +142,7 @@ struct WeightSlice {
   int64_t expert = 0;
 };
 
-// The same for an integer weight: what it is made of. Scales must be exact in the weight's scale_dtype.
+// The same for a weight with codes: what it is made of. Scales must be exact in the weight's scale_dtype.
 struct CodeSlice {
   const uint8_t* codes = nullptr;  // [num_rows, K], one code a byte
   const float* scales = nullptr;   // [num_rows, groups]

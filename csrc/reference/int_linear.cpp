@@ -1,4 +1,4 @@
-// Integer weights: the definition at ActMode (ops/weights.h), step by step.
+// Integer weights: the definition at ActMode (ops/weights.h), step by step. And fp8, which has codes and scales too.
 //
 // Packed weight: [expert] of scales [n, groups] float32, then codes [n, k], then zeros [n, groups], a byte each.
 #include <algorithm>
@@ -28,6 +28,11 @@ int64_t scale_index(const WeightDesc& desc, int64_t n, int64_t k) {
 
 int32_t centred_code(const IntMatrix& m, const WeightDesc& desc, int64_t n, int64_t k) {
   return m.codes[n * desc.k + k] - (desc.has_zeros ? m.zeros[scale_index(desc, n, k)] : desc.symmetric_zero());
+}
+
+float code_value(const IntMatrix& m, const WeightDesc& desc, int64_t n, int64_t k) {
+  if (desc.format == WeightFormat::kE4M3) return to_float(e4m3{m.codes[n * desc.k + k]});
+  return static_cast<float>(centred_code(m, desc, n, k));
 }
 
 void ReferenceBackend::pack_codes(const PackedWeight& to, const CodeSlice& slice) {
@@ -109,7 +114,7 @@ float int_dot(const IntMatrix& m, const WeightDesc& desc, int64_t n, const std::
 
 }  // namespace
 
-void int_products(const PackedWeight& w, int64_t expert, const float* x, double* y) {
+void code_products(const PackedWeight& w, int64_t expert, const float* x, double* y) {
   const WeightDesc& desc = w.desc;
   const IntMatrix m = int_matrix(w, expert);
   if (desc.act == ActMode::kBF16 || desc.act == ActMode::kF32) {
@@ -117,7 +122,7 @@ void int_products(const PackedWeight& w, int64_t expert, const float* x, double*
       double sum = 0.0;
       for (int64_t k = 0; k < desc.k; ++k) {
         const float a = desc.act == ActMode::kBF16 ? to_float(to_bf16(x[k])) : x[k];
-        sum += static_cast<double>(a) * centred_code(m, desc, n, k) * m.scales[scale_index(desc, n, k)];
+        sum += static_cast<double>(a) * code_value(m, desc, n, k) * m.scales[scale_index(desc, n, k)];
       }
       y[n] = sum;
     }

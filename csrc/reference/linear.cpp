@@ -1,4 +1,4 @@
-// y = x W^T + b. Float weights: each output is one sum in double, ascending k. Integer weights: int_linear.cpp.
+// y = x W^T + b. Float weights: each output is one sum in double, ascending k. Codes: int_linear.cpp.
 #include <vector>
 
 #include "reference/reference_backend.h"
@@ -6,7 +6,7 @@
 namespace fastllm::reference {
 
 void products(const PackedWeight& w, int64_t expert, const float* x, double* y) {
-  if (is_integer(w.desc.format)) return int_products(w, expert, x, y);
+  if (has_codes(w.desc.format)) return code_products(w, expert, x, y);
   with_float_dtype(dtype_of(w.desc.format), [&]<class T>(T) {
     const T* row = reinterpret_cast<const T*>(w.data) + expert * w.desc.n * w.desc.k;
     for (int64_t n = 0; n < w.desc.n; ++n, row += w.desc.k) {

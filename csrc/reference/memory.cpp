@@ -19,13 +19,14 @@ DType dtype_of(WeightFormat format) {
       return DType::kF16;
     case WeightFormat::kInt8:
     case WeightFormat::kInt4:
+    case WeightFormat::kE4M3:
       break;
   }
   fail(ErrorKind::kInternal, "unknown weight format");
 }
 
 int64_t ReferenceBackend::packed_bytes(const WeightDesc& desc) const {
-  if (is_integer(desc.format)) {
+  if (has_codes(desc.format)) {
     return checked_mul(int_matrix_bytes(desc), desc.num_experts, "weight");
   }
   const int64_t elements = checked_mul(checked_mul(desc.n, desc.k, "weight"), desc.num_experts, "weight");
@@ -45,9 +46,9 @@ void ReferenceBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
 }
 
 float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k) {
-  if (is_integer(weight.desc.format)) {
+  if (has_codes(weight.desc.format)) {
     const IntMatrix m = int_matrix(weight, expert);
-    return static_cast<float>(centred_code(m, weight.desc, n, k)) * m.scales[scale_index(weight.desc, n, k)];
+    return code_value(m, weight.desc, n, k) * m.scales[scale_index(weight.desc, n, k)];
   }
   const int64_t at = (expert * weight.desc.n + n) * weight.desc.k + k;
   return with_float_dtype(dtype_of(weight.desc.format),

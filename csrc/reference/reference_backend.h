@@ -57,7 +57,8 @@ int64_t int_matrix_bytes(const WeightDesc& desc);
 IntMatrix int_matrix(const PackedWeight& w, int64_t expert);
 int64_t scale_index(const WeightDesc& desc, int64_t n, int64_t k);
 int32_t centred_code(const IntMatrix& m, const WeightDesc& desc, int64_t n, int64_t k);  // code - zero
-void int_products(const PackedWeight& w, int64_t expert, const float* x, double* y);     // as ActMode defines them
+float code_value(const IntMatrix& m, const WeightDesc& desc, int64_t n, int64_t k);      // that, or what an fp8 code is
+void code_products(const PackedWeight& w, int64_t expert, const float* x, double* y);    // as ActMode defines them
 
 // Element (n, k) of one expert, widened to float.
 float weight_at(const PackedWeight& weight, int64_t expert, int64_t n, int64_t k);

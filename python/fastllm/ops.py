@@ -122,11 +122,12 @@ class PackedWeight:
         scale_dtype: str | None = None,
         device: str | Device = "cpu",
     ) -> PackedWeight:
-        """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g] with g = k // group, kept as integers.
+        """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g] with g = k // group, kept as codes.
 
         codes [N, K] or [X, N, K] uint8, 0..15 for format "int4", 0..255 for "int8". scales [N, groups] (or [X, N,
         groups]) float32, each exact in scale_dtype; groups = ceil(K / group). group: 32, 64 or 128 columns, or 0: one
-        scale for a whole row. zeros like scales, uint8, at most 16 for int4; None: 8 for int4, 128 for int8.
+        scale for a whole row. Format "fp8": codes are e4m3, without zeros, scales float32, act "bf16" or "f32"; on CUDA
+        and the reference. zeros like scales, uint8, at most 16 for int4; None: 8 for int4, 128 for int8.
 
         act: how activations meet the integers: "a8" (one signed byte each, a scale per row and group), "a8r" (and a
         second byte in groups with an outlier), "a15" (two bytes), "bf16", "f32". The first three give the same bits on
@@ -143,7 +144,7 @@ class PackedWeight:
             group=group,
             format=format,
             act=act,
-            scale_dtype=scale_dtype or ("float16" if group else "float32"),
+            scale_dtype=scale_dtype or ("float16" if group and format != "fp8" else "float32"),
         )
         return self
 

@@ -117,6 +117,8 @@ class Runtime:
         self.weights = HeldWeights(
             spec, plan, dtype=self.dtype, quantization=options.quantization, activation_mode=options.activation_mode,
             auto_mode="bf16" if is_cuda else "a8r",
+            # They meet activations in bf16: not what float32 asks for.
+            keeps_fp8=is_cuda and self.dtype != "float32",
         )  # fmt: skip
         self.kv_dtype = self.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
         self.max_model_len = options.max_model_len or spec.max_position

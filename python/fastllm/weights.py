@@ -26,14 +26,14 @@ class HeldWeights:
 
     def __init__(
         self, spec: Any, plan: loader.LoadPlan | None, *, dtype: str, quantization: str | None,
-        activation_mode: str | Mapping[str, str], auto_mode: str,
+        activation_mode: str | Mapping[str, str], auto_mode: str, keeps_fp8: bool,
     ) -> None:  # fmt: skip
         self._plan = plan
         self._dtype = dtype
         self._rounding = quantization
         self._shapes = [MatrixShape(*shape) for shape in _core.matrix_shapes(spec)]
         fills = plan.fills if plan is not None else []
-        self.formats = choose_formats(self._shapes, fills, quantization, activation_mode, auto_mode)
+        self.formats = choose_formats(self._shapes, fills, quantization, activation_mode, auto_mode, keeps_fp8)
         self.bytes_by_format: dict[str, int] = {}
         self.quantization: dict[str, Any] | None = None
         self.packed_cache: dict[str, Any] | None = None

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import quantized_files as files
+import torch
 from test_quantized import CASES
 
 from fastllm.checkpoint.gguf import reader as gguf_reader
@@ -70,6 +71,31 @@ def test_packed_codes_are_worth_what_the_format_defines(name: str, tmp_path: Pat
     assert np.array_equal(got, expected)
     piece = range(3, len(expected) - 1, 2)
     assert np.array_equal(values_of(packed, *tensor.codes(piece, packed)), expected[3:-1:2])
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [(lambda: files.compressed_bytes("float", "tensor"), "fp8 row"),
+     (lambda: files.compressed_bytes("float", "channel"), "fp8 row"),
+     (lambda: files.compressed_bytes("float", "group"), "fp8 g32"),
+     (lambda: files.compressed_bytes("float", "block"), "fp8 g32"),
+     (lambda: files.fp8(n=200, k=384), "fp8 g128"),
+     (lambda: files.fp8(n=200, k=300), "groups of 128 columns"),
+     (files.fp8_one_scale, "fp8 row")],
+)  # fmt: skip
+def test_fp8_stays_packed_where_it_may(make: Any, expected: str, tmp_path: Path) -> None:
+    tensor = files.decoded(make(), tmp_path)
+    assert isinstance(tensor.packed_format(), str)
+    packed = tensor.packed_format(fp8=True)
+    assert (packed if isinstance(packed, str) else packed.name) == expected
+    if isinstance(packed, str):
+        return
+    values = files.read_all(tensor)
+    for piece in (range(len(values)), range(3, len(values) - 1, 2)):
+        codes, scales, zeros = tensor.codes(piece, packed)
+        wide = codes.shape[1] // scales.shape[1]
+        decoded = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy() * scales.repeat(wide, 1)
+        assert zeros is None and np.array_equal(decoded, values[piece.start : piece.stop : piece.step])
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,34 @@ def test_model_gives_the_logprobs_of_its_decoded_values(name: str, tmp_path: Pat
     assert sum(held.values()) <= sum(plain["weights"].values())
 
 
+@pytest.mark.parametrize(("strategy", "held"), [("tensor", "fp8 row"), ("block", "fp8 g32")])
+def test_fp8_stays_packed_on_cuda(strategy: str, held: str, tmp_path: Path) -> None:
+    """Scales are powers of two, so that the decoded values are exact in bfloat16: the same weights, other sums."""
+
+    def make(n: int, k: int, seed: int) -> Made:
+        made = files.compressed_bytes("float", strategy, n=n, k=k, seed=seed)
+        scale = made.parts["weight_scale"].log2().floor().exp2()
+        rows, columns = (8, 32) if strategy == "block" else (n, k)
+        spread = scale.reshape(-(-n // rows), -(-k // columns)).repeat_interleave(rows, 0)[:n]
+        values = made.parts["weight"].float() * spread.repeat_interleave(columns, 1)[:, :k]
+        return Made(made.config, made.parts | {"weight_scale": scale}, values)
+
+    params = fastllm.SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, prompt_logprobs=0)
+    ids = [1, 2, 3, 7, 11, 13]
+    found = []
+    for parts in (False, True):
+        folder = _write(tmp_path / f"{parts}", make, parts=parts)
+        options = {"device": "cuda:emulated", "dtype": "bfloat16", "max_num_seqs": 2, "kv_cache_tokens": 256}
+        with fastllm.LLM(str(folder), **options) as llm:
+            output, info = llm.generate([ids], params)[0], llm.info()
+        found.append([output.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))])
+    assert info["weights"].keys() == {"bfloat16", "vectors", held} and info["activation_mode"] == "none"
+    assert info["quantization"]["tensors_decoded"] == {}
+    assert found[1] == pytest.approx(found[0], abs=2e-2)
+    with fastllm.LLM(str(folder), **{**options, "quantization": "int8"}) as llm:  # asked for: not kept
+        assert not any(name.startswith("fp8") for name in llm.info()["weights"])
+
+
 def test_bias_of_zeros_beside_a_quantized_weight_is_left_out(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -37,6 +37,8 @@ struct E4m3Bytes {
     const uint32_t y = w.in[1] & 0xf7f7f7f7u;
     w.put(3, f16x2_from_e4m3_bytes<0, 2>(y));
     w.put(4, f16x2_from_e4m3_bytes<1, 3>(y));
+    w.put(5, bf16x2_from_e4m3_bytes<0, 1>(x));
+    w.put(6, bf16x2_from_e4m3_bytes<2, 3>(y));
   }
 };
 struct PackedF16 {

@@ -78,7 +78,9 @@ def test_a_generation_does_not_depend_on_its_batch_or_on_chunks(device: str, tmp
         assert generate(llm, prompts) == together
 
 
-@pytest.mark.parametrize(("quantization", "mode"), [("int4", "bf16"), ("int8", "bf16"), ("int8", "a8"), ("int4", "a8r")])
+@pytest.mark.parametrize(
+    ("quantization", "mode"), [("int4", "bf16"), ("int8", "bf16"), ("int8", "a8"), ("int4", "a8r")]
+)
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("llama-gqa", "qwen3-moe")], ids=lambda c: c.name)
 def test_integer_weights_give_what_the_processor_gives(
     device: str, case: Case, quantization: str, mode: str, tmp_path: Path

@@ -131,9 +131,7 @@ NATIVE_TEST(orders_copies_and_chips_change_no_bit) {
 NATIVE_TEST(nor_with_int8_and_columns_in_two_blocks) {
   require_no_option_matters({.num_kv_heads = 1, .head_dim = 80, .dtype = DType::kI8}, 12);
 }
-NATIVE_TEST(nor_with_fp8) {
-  require_no_option_matters({.num_kv_heads = 1, .head_dim = 64, .dtype = DType::kE4M3}, 5);
-}
+NATIVE_TEST(nor_with_fp8) { require_no_option_matters({.num_kv_heads = 1, .head_dim = 64, .dtype = DType::kE4M3}, 5); }
 
 }  // namespace
 }  // namespace fastllm::test

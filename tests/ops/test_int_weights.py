@@ -166,7 +166,9 @@ def test_an_outlier_does_not_touch_the_zero_signs_of_its_neighbours(device):
     k, n = 64, 32
     codes = np.full((n, k), 15, np.uint8)
     scales = np.full((n, 1), 2.0**-126, np.float32)
-    w = ops.PackedWeight.from_codes(codes, scales, group=64, format="int4", act="a8r", scale_dtype="bfloat16", device=device)
+    w = ops.PackedWeight.from_codes(
+        codes, scales, group=64, format="int4", act="a8r", scale_dtype="bfloat16", device=device
+    )
     x = np.full((6, k), -1e-28, np.float32)
     alone = ops.linear(x[:1], w)
     assert np.signbit(alone).all() and (alone == 0).all()
@@ -287,7 +289,7 @@ def packed(codes=CODES, scales=SCALES, zeros=None, **options):
     [
         (lambda: packed(group=48), "PackedWeight: group is 48, expected 32, 64, 128, or 0 for whole rows"),
         (lambda: packed(group=-64), "PackedWeight: group is -64"),
-        (lambda: packed(format="int3"), 'format is "int3"; int8 and int4 are known'),
+        (lambda: packed(format="int3"), 'format is "int3"; int8, int4 and fp8 are known'),
         (lambda: packed(act="a16"), 'act is "a16"; a8, a8r, a15, bf16 and f32 are known'),
         (lambda: packed(scale_dtype="float32"), "scale_dtype is float32, expected float16 or bfloat16"),
         (lambda: packed(group=0, scale_dtype="float16"), "scale_dtype is float16, expected float32"),

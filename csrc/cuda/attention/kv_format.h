@@ -7,7 +7,8 @@
 //
 // 16-bit types are what ldmatrix is made for. Codes (int8, e4m3) go through it as pairs of bytes, so a lane gets four
 // neighbouring dims of K (or two dims of two tokens of V) in a register: they take the places of the four k (or of rows
-// g and g + 8) of the fragment, and Q is loaded (O is stored) in the same order. No shuffles. Both become halves exactly:
+// g and g + 8) of the fragment, and Q is loaded (O is stored) in the same order. No shuffles. Both become halves
+// exactly:
 //   int8   by putting 0x64 above the byte: 1024 + (x + 128), less 1152; one packed subtraction for two numbers.
 //   e4m3   by the conversion of sm_89 and later; before, by shifting its exponent and mantissa to the place of a half's
 //          and multiplying by what the bias differs. Stored codes are never NaN: what is not finite has a NaN scale.
@@ -70,6 +71,9 @@ struct KvCodes {  // T: int8_t or fl::e4m3
   using Element = T;
   static constexpr bool kHasScales = true;
   static constexpr bool kIsF16 = true;
+  // Blocks of 16 dims of V that are converted at once. Two of e4m3 do not fit beside the accumulators of D = 256.
+  template <int D>
+  static constexpr int kVBlocks = std::is_same_v<T, int8_t> || D <= 128 ? 2 : 1;
 
   __device__ static int q_dim(int t, int i) { return 4 * t + 2 * i; }
   __device__ static int out_dim(int g, int r) { return 2 * g + r; }

@@ -22,8 +22,8 @@ constexpr int kStageSlots = 2;
 constexpr int kTileStages = kTileSlots / kStageSlots;
 constexpr int kRing = 4;  // stages; 70 KB with D = 256 in 16 bits, so the 99 KB of an sm_89 hold it
 
-// NT: o and its running sum take D / 4 * NT registers each. Codes take some more, and have half the bytes to share among
-// rows.
+// NT: o and its running sum take D / 4 * NT registers each. Codes take some more, and have half the bytes to share
+// among rows.
 template <class Format, int D>
 constexpr int kColumnBlocks = D <= (Format::kHasScales ? 80 : 128) ? 2 : 1;
 template <class Format, int D>

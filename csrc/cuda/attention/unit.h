@@ -19,9 +19,9 @@
 // One warp has 8 NT columns; lane l with g = l / 4, t = l % 4 holds columns 8 nt + 2t and 8 nt + 2t + 1, and of these
 // the tokens g and g + 8 of each slot, the dims that Format::out_dim names.
 //
-// Codes (int8, e4m3): K has scales for groups of dims, each group's dot product is multiplied by its own. The scale of V goes into
-// the weight, y_j = p_j s_j, which is rounded to half: O carries a power of two per column, raised when a y asks for
-// it.
+// Codes (int8, e4m3): K has scales for groups of dims, each group's dot product is multiplied by its own. The scale of
+// V goes into the weight, y_j = p_j s_j, which is rounded to half: O carries a power of two per column, raised when a y
+// asks for it.
 //
 // FlashAttention-2 (arXiv 2307.08691) has the running maximum; the orientation is that of TurboMind (arXiv 2508.15601).
 #pragma once
@@ -250,7 +250,7 @@ struct Unit {
       }
     }
     if constexpr (Format::kHasScales) {
-      add_blocks<2, 0>(b, slot);  // codes are finite; the scales are in the weights
+      add_blocks<Format::template kVBlocks<D>, 0>(b, slot);  // codes are finite; the scales are in the weights
     } else {
       if (hides && !is_finite(slot)) {
         add_with_infinities(weights, b, slot, slot_bytes, rows.visible(), j0);

@@ -8,8 +8,8 @@
 // lanes together the tokens' chunk (rows of 128 bytes at a pitch of 144: nine 16-byte units, odd, so ldmatrix has no
 // bank conflicts). 3 to 6 stages are in flight.
 //
-// Integer weights: codes enter the product as exact integers; the sum of a group of columns is multiplied by its scale
-// once. Four multiply-adds per group instead of one multiplication per weight, and no scale is ever rounded.
+// Integer weights and fp8: codes enter the product as they are, exactly; the sum of a group of columns is multiplied by
+// its scale once. Four multiply-adds per group instead of one multiplication per weight, and no scale is ever rounded.
 //
 // Order of the sum, the same for every number of tokens: K is cut into segments whose length depends on (N, K) alone.
 // Within a segment 16 columns at a time, ascending, groups added as they end; segments are added in ascending order.
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 1 : 2) gemm_kernel(G
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const int col = chunk * kChunkCols + step * 16;
-      if constexpr (Fragments::kIsInteger) {
+      if constexpr (Fragments::kHasScales) {
         if ((static_cast<uint32_t>(col) & group_mask) == 0 || col == first_chunk * kChunkCols) {
           const int last = a.w.num_groups - 1;  // padded columns have no group of their own
           const int index_of_group = col >> a.w.group_shift < last ? col >> a.w.group_shift : last;
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 1 : 2) gemm_kernel(G
       }
       uint32_t w[4];
       Fragments::load(w, words, step, zeros);
-      Sums<kTiles>& sum = Fragments::kIsInteger ? group : segment;
+      Sums<kTiles>& sum = Fragments::kHasScales ? group : segment;
       // Two tiles of tokens at a time: matrices (tile, columns 0-7), (tile, 8-15), (tile + 1, 0-7), (tile + 1, 8-15).
       if constexpr (kTiles == 1) {
         uint32_t b[2];
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 1 : 2) gemm_kernel(G
           Fragments::mma(sum.v[j + 1], w, odd);
         }
       }
-      if constexpr (Fragments::kIsInteger) {
+      if constexpr (Fragments::kHasScales) {
         const bool ends_segment = step == 3 && (left == 1 || chunk + 1 == last_chunk);
         if ((static_cast<uint32_t>(col + 16) & group_mask) == 0 || ends_segment) {
 #pragma unroll
@@ -349,6 +349,8 @@ void gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspa
       return launch_gemm<Int8Fragments>(stream, call, workspace);
     case WeightFormat::kInt4:
       return launch_gemm<Int4Fragments>(stream, call, workspace);
+    case WeightFormat::kE4M3:
+      return launch_gemm<Fp8Fragments>(stream, call, workspace);
   }
 }
 

@@ -18,11 +18,11 @@ struct RowTile {
 // integers, quantize_rows() has written.
 struct GemmCall {
   WeightView weight;
-  const void* x = nullptr;      // [rows of x, x_stride]: f32, or 8 or 16 bits with K padded to 64 by zeros
-  int64_t x_stride = 0;         // elements
+  const void* x = nullptr;             // [rows of x, x_stride]: f32, or 8 or 16 bits with K padded to 64 by zeros
+  int64_t x_stride = 0;                // elements
   const ActGroup* x_groups = nullptr;  // of integer activations
-  int64_t num_rows = 0;         // of y (grouped: an upper bound)
-  const float* bias = nullptr;  // [experts, N] or nullptr
+  int64_t num_rows = 0;                // of y (grouped: an upper bound)
+  const float* bias = nullptr;         // [experts, N] or nullptr
   float* y = nullptr;
   int64_t y_stride = 0;
   // Experts: row i of y comes from row row_ids[i] of x (nullptr: i), and the tiles say which expert it belongs to.

@@ -4,13 +4,15 @@
 //       acc = fma(float(dot) * s, scale, acc), groups ascending           whole rows: fma(float(dot), s, acc) * scale
 //
 // Output rows of W on M of the tensor core (m16n8k32, unsigned times signed bytes), tokens on N, as in gemm.cu, and the
-// same tiles of weights: in a step of 32 columns a lane has rows g and g + 8, columns 2t, 2t + 1, 2t + 8, 2t + 9 of both
-// micro-tiles; the four bytes of each become a register, and activations lie in the same order (int_activations.h).
-// Codes stay unsigned; what the zero takes away is one multiplication per group, the sum of the activations being there.
+// same tiles of weights: in a step of 32 columns a lane has rows g and g + 8, columns 2t, 2t + 1, 2t + 8, 2t + 9 of
+// both micro-tiles; the four bytes of each become a register, and activations lie in the same order
+// (int_activations.h). Codes stay unsigned; what the zero takes away is one multiplication per group, the sum of the
+// activations being there.
 //
-// CTA = 16 kWarps rows of W x 8, 16, 32 or 64 tokens, walking over all of K: the chain of multiply-adds allows no split.
-// Few tokens take two warps, so that a matrix of 4096 rows is 128 CTAs. A stage is a chunk of 64 columns: weights by the
-// lane that uses them, tokens (64 bytes a plane, at an odd number of 16-byte units) and their groups by all.
+// CTA = 16 kWarps rows of W x 8, 16, 32 or 64 tokens, walking over all of K: the chain of multiply-adds allows no
+// split. Few tokens take two warps, so that a matrix of 4096 rows is 128 CTAs. A stage is a chunk of 64 columns:
+// weights by the lane that uses them, tokens (64 bytes a plane, at an odd number of 16-byte units) and their groups by
+// all.
 //
 // Bytes: N * K * bits / 8 once per tile of tokens. Defined by reference/int_linear.cpp; tested in
 // tests/ops/test_int_weights.py (bits) and tests/native/gemm_cuda_test.cpp (orders).
@@ -38,9 +40,17 @@ struct GemmIntArgs {
   const int32_t* num_tiles;
 };
 
+template <int kTokens>
+constexpr int kWarpsOf = kTokens <= 16 ? 2 : 8;
+// CTAs that a processor must hold: leaves a thread 128 registers, or all where it has many sums.
+template <int kPlanes, int kTokens>
+constexpr int kMinCtas = kTokens <= 16                   ? 8
+                         : kPlanes == 1 && kTokens == 32 ? 2
+                                                         : 1;
+
 template <WeightFormat kFormat, int kPlanes, int kTokens>
 struct Shared {
-  static constexpr int kWarps = kTokens <= 16 ? 2 : 8;
+  static constexpr int kWarps = kWarpsOf<kTokens>;
   static constexpr int kStages = kWarps == 2 ? 8 : 4;
   static constexpr int kWords = words_per_chunk(kFormat);
   static constexpr int kPitch = kPlanes * kChunkCols + 16;
@@ -66,9 +76,9 @@ __device__ inline void load_codes(uint32_t (&a)[4], const fl::Vec<uint32_t, 4> (
   }
 }
 
-// registers: 200
+// registers: 232
 template <WeightFormat kFormat, int kPlanes, int kTokens>
-__global__ void __launch_bounds__(Shared<kFormat, kPlanes, kTokens>::kWarps * 32) gemm_int_kernel(GemmIntArgs a) {
+__global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTokens>) gemm_int_kernel(GemmIntArgs a) {
   using Smem = Shared<kFormat, kPlanes, kTokens>;
   constexpr int kWarps = Smem::kWarps;
   constexpr int kStages = Smem::kStages;
@@ -114,7 +124,8 @@ __global__ void __launch_bounds__(Shared<kFormat, kPlanes, kTokens>::kWarps * 32
       const bool is_there = token < tile.count;
       const int8_t* x = a.x;
       if (is_there) {
-        x += row_of_token(token) * a.x_stride + piece / 4 * (a.x_stride / kPlanes) + chunk * kChunkCols + piece % 4 * 16;
+        x +=
+            row_of_token(token) * a.x_stride + piece / 4 * (a.x_stride / kPlanes) + chunk * kChunkCols + piece % 4 * 16;
       }
       fl::cp_async<16>(fl::smem_addr(&smem.x[stage][token][16 * piece]), x, is_there ? 16 : 0);
     }

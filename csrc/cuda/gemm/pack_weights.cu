@@ -100,12 +100,16 @@ __device__ float element(const WeightView& w, int64_t row, int64_t col) {
   if (w.format == WeightFormat::kF16) {
     return fl::to_float(*reinterpret_cast<const fl::f16*>(w.data + at.unit + at.shift / 8));
   }
+  const int64_t index = scale_index(w.num_groups, row, col >> w.group_shift);
+  const unsigned char* scales = w.data + w.scale_offset;
+  if (w.format == WeightFormat::kE4M3) {
+    const fl::e4m3 code{w.data[at.unit + at.shift / 8]};
+    return fl::to_float(code) * reinterpret_cast<const float*>(scales)[index];
+  }
   const bool is_int4 = w.format == WeightFormat::kInt4;
   const int code = is_int4 ? static_cast<int>(*reinterpret_cast<const uint32_t*>(w.data + at.unit) >> at.shift & 15u)
                            : static_cast<int>(w.data[at.unit + at.shift / 8]);
-  const int64_t index = scale_index(w.num_groups, row, col >> w.group_shift);
   const int zero = w.zero_offset != 0 ? w.data[w.zero_offset + index] : (is_int4 ? 8 : 128);
-  const unsigned char* scales = w.data + w.scale_offset;
   float scale = 0.0f;
   if (w.scale_dtype == DType::kF32) {
     scale = reinterpret_cast<const float*>(scales)[index];
@@ -171,6 +175,7 @@ void pack_values(fl::Stream& stream, const PackedWeight& to, int64_t expert, int
       return launch_pack<fl::f16>(stream, args, dtype);
     case WeightFormat::kInt8:
     case WeightFormat::kInt4:
+    case WeightFormat::kE4M3:
       fail(ErrorKind::kInternal, "pack_values: ", name_of(to.desc.format), " weights are made of codes");
   }
 }

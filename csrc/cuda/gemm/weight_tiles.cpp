@@ -10,7 +10,7 @@ TileLayout::TileLayout(const WeightDesc& desc)
     : num_bands(ceil_div(desc.n, kBandRows)),
       num_chunks(ceil_div(desc.k, kChunkCols)),
       chunk_bytes(words_per_chunk(desc.format) * 512),
-      num_groups(is_integer(desc.format) ? desc.groups() : 0),
+      num_groups(has_codes(desc.format) ? desc.groups() : 0),
       code_bytes(desc.format == WeightFormat::kF32 ? checked_mul(checked_mul(desc.n, desc.k, "weight"), 4, "weight")
                                                    : checked_mul(checked_mul(num_bands, num_chunks, "weight"),
                                                                  kStripsPerBand * chunk_bytes, "weight")),

@@ -8,14 +8,14 @@
 //   a0: row g, columns 2t, 2t + 1    a1: row g + 8, same columns    a2: row g, columns 2t + 8, 2t + 9    a3: row g + 8
 //
 //   bf16, f16  four words, one per micro-tile: a0, a1, a2, a3                                      2 bytes per weight
-//   int8       two words, two micro-tiles each: 8 bytes = a0 a1 a2 a3, two codes each              1
+//   int8, fp8  two words, two micro-tiles each: 8 bytes = a0 a1 a2 a3, two codes each              1
 //   int4       one word, four micro-tiles: 32 bits = first codes of a0..a3 in nibbles 0-3,
 //              second codes in nibbles 4-7, so that a mask of 0x000f000f takes one register out    1/2
 //   f32        no tiles: [N][K]; for routers and exact runs                                        4
 //
-// Integer formats have scales [bands][groups][8 strips][8 g][rows g, g + 8] behind the codes, so that a lane reads its
-// two with one load, and zeros (bytes) in the same order behind them. N is padded to 128 and K to 64 with zero bytes:
-// padded scales are 0, padded activations are 0. Experts follow each other.
+// Formats with codes have scales [bands][groups][8 strips][8 g][rows g, g + 8] behind the codes, so that a lane reads
+// its two with one load, and zeros (bytes) in the same order behind them. N is padded to 128 and K to 64 with zero
+// bytes: padded scales are 0, padded activations are 0. Experts follow each other.
 #pragma once
 
 #include <cstdint>
@@ -69,11 +69,11 @@ WeightView view_of(const PackedWeight& weight);
 
 // Words of 16 bytes that a lane holds of a chunk.
 FASTLLM_HOST_DEVICE constexpr int words_per_chunk(WeightFormat format) {
-  return format == WeightFormat::kInt4 ? 1 : format == WeightFormat::kInt8 ? 2 : 4;
+  return format == WeightFormat::kInt4 ? 1 : has_codes(format) ? 2 : 4;
 }
 
 // Byte offset, from the start of the expert, of the 32-bit unit with (row, col); for int4 also the shift of its nibble,
-// for int8 that of its byte, for 16 bits that of its half.
+// for int8 and fp8 that of its byte, for 16 bits that of its half.
 struct TileAddress {
   int64_t unit;
   int32_t shift;
@@ -93,6 +93,7 @@ FASTLLM_HOST_DEVICE constexpr TileAddress tile_address(WeightFormat format, int6
     case WeightFormat::kInt4:
       return {base + step * 4, 4 * reg + 16 * odd};
     case WeightFormat::kInt8:
+    case WeightFormat::kE4M3:
       return {base + step / 2 * 512 + step % 2 * 8 + reg / 2 * 4, 16 * (reg % 2) + 8 * odd};
     case WeightFormat::kF32:
     case WeightFormat::kBF16:

@@ -113,7 +113,7 @@ class ActivationModes:
 
 @dataclass(frozen=True, slots=True)
 class WeightFormats:
-    """`packed`: the integer matrices by slot; the others are floats. `kept`: those that are packed as the checkpoint
+    """`packed`: the matrices of integers and fp8 by slot; the others are floats. `kept`: those that are packed as the checkpoint
     has them, the others of `packed` are rounded. `decoded`: why quantized tensors could not stay, with their number."""
 
     packed: dict[str, PackedFormat] = field(default_factory=dict)
@@ -124,13 +124,13 @@ class WeightFormats:
     @property
     def modes_used(self) -> str:
         """The activation modes of the integer matrices; "none" without any."""
-        return ", ".join(sorted({self.modes.of(slot) for slot in self.packed})) or "none"
+        return ", ".join(sorted({self.modes.of(slot) for slot, f in self.packed.items() if not f.is_fp8})) or "none"
 
     def native(self) -> dict[str, Any]:
         return {
             slot: _core.MatrixFormat(
-                format=f"int{f.bits}", group=f.group, scale_dtype=f.scale_dtype, has_zeros=f.has_zeros,
-                act=self.modes.of(slot),
+                format=f.kind, group=f.group, scale_dtype=f.scale_dtype, has_zeros=f.has_zeros,
+                act="bf16" if f.is_fp8 else self.modes.of(slot),
             )
             for slot, f in self.packed.items()
         }  # fmt: skip
@@ -147,9 +147,11 @@ class WeightFormats:
 
 def choose_formats(
     shapes: Sequence[MatrixShape], fills: Sequence[tuple[Fill, Source]], quantization: str | None,
-    activation_mode: str | Mapping[str, str], auto_mode: str = "a8r",
+    activation_mode: str | Mapping[str, str], auto_mode: str = "a8r", keeps_fp8: bool = False,
 ) -> WeightFormats:  # fmt: skip
-    """Raises InvalidRequestError naming the slot when what is asked for is not possible."""
+    """keeps_fp8: whether matrices of fp8 stay so where nothing else is asked for.
+
+    Raises InvalidRequestError naming the slot when what is asked for is not possible."""
     rounding = None if quantization is None else Rounding.parse(quantization)
     modes = ActivationModes.parse(activation_mode, auto_mode)
     parts: dict[str, list[tuple[MatrixFill, Source]]] = {}
@@ -160,9 +162,10 @@ def choose_formats(
     kept: set[str] = set()
     decoded: Counter[str] = Counter()
     known: dict[str, PackedFormat | str] = {}
+    fp8 = keeps_fp8 and rounding is None
     for shape in shapes:
         sources = parts.get(shape.slot, [])
-        found = "always float32" if shape.is_fixed else _exact(shape, sources, known)
+        found = "always float32" if shape.is_fixed else _exact(shape, sources, known, fp8)
         if isinstance(found, PackedFormat):
             packed[shape.slot] = found
             kept.add(shape.slot)
@@ -170,12 +173,12 @@ def choose_formats(
         decoded[found] += len({s.name for _, s in sources if isinstance(s, QuantizedTensor)})
         if rounding is not None and not shape.is_fixed:
             packed[shape.slot] = rounding.format_of(shape)
-    modes.check_used(list(packed))
+    modes.check_used([slot for slot, f in packed.items() if not f.is_fp8])
     return WeightFormats(packed, frozenset(kept), +decoded, modes)
 
 
 def _exact(
-    shape: MatrixShape, sources: Sequence[tuple[MatrixFill, Source]], known: dict[str, PackedFormat | str]
+    shape: MatrixShape, sources: Sequence[tuple[MatrixFill, Source]], known: dict[str, PackedFormat | str], fp8: bool
 ) -> PackedFormat | str:
     """The format that holds all parts of a matrix exactly, or why there is none."""
     tensors = [source for _, source in sources if isinstance(source, QuantizedTensor)]
@@ -185,5 +188,5 @@ def _exact(
         return "its rows are not those of the matrix"
     for tensor in tensors:
         if tensor.name not in known:
-            known[tensor.name] = tensor.packed_format()
+            known[tensor.name] = tensor.packed_format(fp8=fp8)
     return common_format([known[tensor.name] for tensor in tensors])

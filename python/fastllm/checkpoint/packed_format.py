@@ -1,7 +1,8 @@
-"""The integer formats that kernels read, and whether one of them holds a quantized tensor exactly.
+"""The formats of codes with scales that kernels read, and whether one of them holds a quantized tensor exactly.
 
 W[n, k] = (code[n, k] - zero[n, k // group]) * scale[n, k // group], codes of 4 or 8 bits without sign, groups of 32, 64
 or 128 columns with float16 or bfloat16 scales, or whole rows with float32 scales. Without zeros the zero is 8 or 128.
+On CUDA also fp8: W[n, k] = code[n, k] * scale[n, k // group], codes e4m3, scales float32.
 """
 
 from __future__ import annotations
@@ -17,17 +18,35 @@ U8 = npt.NDArray[np.uint8]
 GROUPS = (128, 64, 32)
 
 
+def _e4m3() -> F32:
+    """FP8 E4M3 (fn): sign, 4 bits of exponent with bias 7, 3 of mantissa; no infinity, S.1111.111 is NaN."""
+    bits = np.arange(256)
+    exponent, mantissa = bits >> 3 & 15, bits & 7
+    value = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    value = np.where((bits & 0x7F) == 0x7F, np.nan, value)
+    return np.where(bits & 0x80, -value, value).astype(np.float32)
+
+
+E4M3: F32 = _e4m3()  # what its codes mean
+
+
 @dataclass(frozen=True, slots=True)
 class PackedFormat:
     bits: int  # 4 or 8
     group: int  # columns that share a scale; 0: the whole row
     scale_dtype: str  # "float16" or "bfloat16", "float32" for whole rows
     has_zeros: bool
+    is_fp8: bool = False
+
+    @property
+    def kind(self) -> str:
+        """As the core names it."""
+        return "fp8" if self.is_fp8 else f"int{self.bits}"
 
     @property
     def name(self) -> str:
-        """For people: ``"int4 g128"``, ``"int8 row, zeros"``."""
-        return f"int{self.bits} {f'g{self.group}' if self.group else 'row'}{', zeros' if self.has_zeros else ''}"
+        """For people: ``"int4 g128"``, ``"int8 row, zeros"``, ``"fp8 row"``."""
+        return f"{self.kind} {f'g{self.group}' if self.group else 'row'}{', zeros' if self.has_zeros else ''}"
 
     @property
     def middle(self) -> int:
@@ -51,9 +70,10 @@ class Parameters:
     zeros: F32 | None = None
 
 
-def exact_format(p: Parameters) -> PackedFormat | str:
-    """The smallest format that holds such a tensor exactly, or why there is none."""
-    if not np.array_equal(p.levels, np.rint(p.levels)):
+def exact_format(p: Parameters, *, fp8: bool = False) -> PackedFormat | str:
+    """The smallest format that holds such a tensor exactly, or why there is none. fp8: whether that is one."""
+    is_fp8 = fp8 and p.levels is E4M3
+    if not is_fp8 and not np.array_equal(p.levels, np.rint(p.levels)):
         return "its codes are no integers"
     if p.group_size >= p.num_cols:
         group, scale_dtype = 0, "float32"
@@ -62,10 +82,12 @@ def exact_format(p: Parameters) -> PackedFormat | str:
         group = next((g for g in GROUPS if p.group_size % g == 0), 0)
         if group == 0 or p.num_cols % group != 0:
             return f"groups of {p.group_size} columns"
-        found = p.scale_dtype or _type_that_holds(p.scales)
+        found = "float32" if is_fp8 else p.scale_dtype or _type_that_holds(p.scales)
         if found is None:
             return "its scales need float32"
         scale_dtype = found
+    if is_fp8:
+        return PackedFormat(8, group, scale_dtype, False, True) if p.zeros is None else "fp8 with zero points"
     low, high = int(p.levels.min()), int(p.levels.max())
     first = 0.0 if p.zeros is None else float(p.zeros.flat[0])
     is_constant = p.zeros is None or bool((p.zeros == first).all())
@@ -104,6 +126,8 @@ def common_format(formats: Sequence[PackedFormat | str]) -> PackedFormat | str:
     if reasons:
         return reasons[0]
     parts = [f for f in formats if isinstance(f, PackedFormat)]
+    if len({f.is_fp8 for f in parts}) > 1:
+        return "parts of a fused matrix are integers and fp8"
     if len({(f.group == 0, f.scale_dtype) for f in parts}) > 1:
         return "parts of a fused matrix have scales of different types"
     widest = max(parts, key=lambda f: f.bits)
@@ -115,13 +139,19 @@ def repack(
 ) -> tuple[U8, F32, U8 | None]:
     """Codes, scales and zeros of some rows as `target` has them; exact_format() has said that it can."""
     zero = np.zeros_like(scales) if zeros is None else zeros
-    shift = _shift(target, int(table.min())) if target.has_zeros else target.middle - int(zero.flat[0])
+    shift = (
+        0
+        if target.is_fp8
+        else _shift(target, int(table.min()))
+        if target.has_zeros
+        else target.middle - int(zero.flat[0])
+    )
     num_cols = codes.shape[1]
     if target.group and group_size != target.group:
         columns = np.arange(num_cols // target.group) * target.group // group_size
         scales, zero = scales[:, columns], zero[:, columns]
     return (
-        _moved(codes, table, shift),
+        codes if target.is_fp8 else _moved(codes, table, shift),
         np.ascontiguousarray(scales),
         (zero + np.float32(shift)).astype(np.uint8) if target.has_zeros else None,
     )

@@ -110,6 +110,13 @@ __device__ inline uint32_t f16x2_from_e4m3_bytes(uint32_t x) {
   return mul_f16x2((wide & 0x80008000u) | ((wide & 0x7f007f00u) >> 1), 0x5c005c00u);
 #endif
 }
+// The same as bf16: exponent and mantissa at the place of a bf16's lower bits are the value times 2^-120.
+template <int I, int J>
+__device__ inline uint32_t bf16x2_from_e4m3_bytes(uint32_t x) {
+  static_assert(I >= 0 && I < 4 && J >= 0 && J < 4);
+  const uint32_t wide = prmt(x, 0u, 0x0404u | I << 4 | J << 12);
+  return mul_bf16x2((wide & 0x80008000u) | ((wide & 0x7f007f00u) >> 4), 0x7b807b80u);
+}
 // e4m3 and halves. The conversion from e4m3 is exact; the other way saturates at +-448. NaN stays NaN.
 __device__ inline uint32_t f16x2_from_e4m3x2(uint16_t x) {
   const uint32_t y = f16x2_from_e4m3_bytes<0, 1>(x);

@@ -103,6 +103,13 @@ uint32_t f16x2_from_e4m3_bytes(uint32_t x) {
                     to_float(e4m3{static_cast<uint8_t>(x >> (8 * J))}));
 }
 
+template <int I, int J>
+uint32_t bf16x2_from_e4m3_bytes(uint32_t x) {
+  static_assert(I >= 0 && I < 4 && J >= 0 && J < 4);
+  return pack_bf16x2(to_float(e4m3{static_cast<uint8_t>(x >> (8 * I))}),
+                     to_float(e4m3{static_cast<uint8_t>(x >> (8 * J))}));
+}
+
 inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = a | (static_cast<uint64_t>(b) << 32);
   uint32_t y = 0;

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from fastllm.checkpoint.config import Config
-from fastllm.checkpoint.packed_format import Parameters
+from fastllm.checkpoint.packed_format import E4M3, Parameters
 from fastllm.checkpoint.quantized.tensor import (
-    E4M3,
     FLOAT_DTYPES,
     SCALE_DTYPES,
     SIGNED,

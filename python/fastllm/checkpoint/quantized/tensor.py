@@ -99,10 +99,10 @@ class QuantizedTensor(ABC):
         """What a packed format must hold, or why none can. May read scales and zeros, not the codes."""
         return "its codes are no integers"
 
-    def packed_format(self) -> PackedFormat | str:
-        """The smallest packed format that holds this tensor exactly, or why there is none."""
+    def packed_format(self, *, fp8: bool = False) -> PackedFormat | str:
+        """The smallest packed format that holds this tensor exactly, or why there is none. fp8: whether that is one."""
         needed = self.parameters()
-        return needed if isinstance(needed, str) else exact_format(needed)
+        return needed if isinstance(needed, str) else exact_format(needed, fp8=fp8)
 
     def codes(self, rows: range, target: PackedFormat) -> tuple[U8, F32, U8 | None]:
         """Codes, scales and zeros of some rows, in a format that holds them exactly."""
@@ -150,18 +150,6 @@ class QuantizedTensor(ABC):
 # Codes as integers: what the table of such a format holds.
 UNSIGNED: F32 = np.arange(256, dtype=np.float32)
 SIGNED: F32 = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
-
-
-def _e4m3() -> F32:
-    """FP8 E4M3 (fn): sign, 4 bits of exponent with bias 7, 3 of mantissa; no infinity, S.1111.111 is NaN."""
-    bits = np.arange(256)
-    exponent, mantissa = bits >> 3 & 15, bits & 7
-    value = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
-    value = np.where((bits & 0x7F) == 0x7F, np.nan, value)
-    return np.where(bits & 0x80, -value, value).astype(np.float32)
-
-
-E4M3: F32 = _e4m3()
 
 
 def find_part(
