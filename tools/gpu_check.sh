@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # What to run first on a machine with a GPU: builds for its architecture, then asks of the hardware what the emulator
-# could only promise. One table on the terminal; the same with the machine's description in build/gpu/report.json, and
-# the output of every step in build/gpu/logs/. Needs nvcc, cmake and the test environment's Python (PYTHON=...).
+# could only promise, then times it. A table on the terminal; for docs/performance.md the same with the machine's
+# description in build/gpu/report.md and report.json; the output of every step in build/gpu/logs/. Needs nvcc, cmake and
+# the test environment's Python (PYTHON=...). Ends within 10 minutes (LIMIT_S=600): what is not done by then fails.
 #   tools/gpu_check.sh            all steps, whatever fails on the way
 #   tools/gpu_check.sh conformance operations      only these (the build comes first in any case)
+# shellcheck disable=SC2329  # step calls the functions by their names
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
 build=build/gpu
 logs=$build/logs
@@ -14,6 +16,14 @@ results=$logs/results.tsv
 : >"$results"
 only=("$@")
 failed=0
+deadline=$(($(date +%s) + ${LIMIT_S:-600}))
+
+# limited COMMAND...: no longer than there is time.
+limited() {
+  local left=$((deadline - $(date +%s)))
+  ((left > 0)) || { echo "no time left for: $*"; return 1; }
+  timeout --kill-after=5 "$left" "$@"
+}
 
 wanted() {
   [[ ${#only[@]} -eq 0 || $1 == build ]] && return 0
@@ -49,59 +59,48 @@ build() {
   fi
   cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DFASTLLM_CUDA=ON -DFASTLLM_CUDA_ARCHS="$arch-real" \
     -DFASTLLM_NATIVE_TESTS=ON -DSKBUILD_SABI_COMPONENT= "-DPython_EXECUTABLE=$(command -v "$PYTHON")" "${launchers[@]}" &&
-    cmake --build "$build" -j "$(nproc)" --target _core fastllm_cuda cuda_conformance cuda_conformance_emulated &&
+    limited cmake --build "$build" -j "$(nproc)" --target _core fastllm_cuda cuda_conformance cuda_conformance_emulated \
+      bench_ceilings bench_paged_attention bench_int4_gemm bench_moe bench_step &&
     cp "$build"/csrc/_core*.so "$build"/csrc/cuda/libfastllm_cuda.so python/fastllm/
 }
 conformance() {
-  "$build/tests/cuda/cuda_conformance_emulated" --write "$build/expected.bin" &&
-    "$build/tests/cuda/cuda_conformance" --compare "$build/expected.bin"
+  limited "$build/tests/cuda/cuda_conformance_emulated" --write "$build/expected.bin" &&
+    limited "$build/tests/cuda/cuda_conformance" --compare "$build/expected.bin"
 }
-operations() { PYTHONPATH=python "$PYTHON" -m pytest tests/ops -q -k 'cuda and not emulated'; }
-models() { PYTHONPATH=python "$PYTHON" -m pytest tests/models/test_cuda.py -q -k 'not emulated'; }
+operations() {
+  PYTHONPATH=python limited "$PYTHON" -m pytest tests/ops -q -k '(cuda and not emulated) or Gpu or work_follows'
+}
+models() { PYTHONPATH=python limited "$PYTHON" -m pytest tests/models/test_cuda.py -q -k 'not emulated'; }
 sanitizer() {
   local tool
   for tool in memcheck racecheck synccheck initcheck; do
     echo "--- $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    limited compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$build/tests/cuda/cuda_conformance" --compare "$build/expected.bin" || return 1
-    PYTHONPATH=python PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    PYTHONPATH=python PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited compute-sanitizer --tool "$tool" --error-exitcode 1 \
       --target-processes all "$PYTHON" -m pytest tests/ops -q -x -k 'cuda and not emulated and (norm or activation or copied or ties)' ||
       return 1
   done
 }
 benches() {
-  local bench
-  for bench in "$build"/benches/cuda/bench_*; do
-    [[ -x $bench ]] || { echo "no benchmark was built"; return 0; }
-    echo "--- ${bench##*/}"
-    "$bench" --json "$build/${bench##*/}.json" || return 1
+  local name status=0
+  limited "$build/benches/cuda/bench_ceilings" --json "$build/bench_ceilings.json" || return 1
+  for name in bench_paged_attention bench_int4_gemm bench_moe bench_step; do
+    limited "$build/benches/cuda/$name" --ceilings "$build/bench_ceilings.json" --json "$build/$name.json" || status=1
   done
+  return "$status"
 }
+peers() { limited "$PYTHON" benches/cuda/compare.py --ours "$build" --json "$build/peers.json"; }
 
+rm -f "$build"/bench_*.json "$build/peers.json"
 if step build build; then
   step conformance conformance
   step operations operations
   step models models
-  if command -v compute-sanitizer >/dev/null; then step sanitizer sanitizer; fi
   step benches benches
+  step peers peers
+  if command -v compute-sanitizer >/dev/null; then step sanitizer sanitizer; fi  # last: the slowest
 fi
 
-"$PYTHON" - "$build" <<'PYTHON_CODE'
-import json, pathlib, subprocess, sys
-
-build = pathlib.Path(sys.argv[1])
-def output(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-rows = [line.split("\t") for line in (build / "logs" / "results.tsv").read_text().splitlines()]
-report = {
-    "commit": output("git", "describe", "--always", "--dirty", "--abbrev=40"),
-    "date": output("date", "-u", "+%Y-%m-%dT%H:%M:%SZ"),
-    "gpu": output("nvidia-smi", "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader"),
-    "nvcc": output("nvcc", "--version").splitlines()[-1:],
-    "steps": [{"name": name, "status": status, "seconds": float(seconds)} for name, status, seconds in rows],
-    "benches": {p.stem: json.loads(p.read_text()) for p in sorted(build.glob("bench_*.json"))},
-}
-(build / "report.json").write_text(json.dumps(report, indent=1))
-print(f"{build / 'report.json'}: {report['gpu']}, commit {report['commit']}")
-PYTHON_CODE
+"$PYTHON" tools/gpu_report.py "$build"
 exit "$failed"

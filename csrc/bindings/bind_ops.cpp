@@ -89,14 +89,15 @@ struct OpsWeight {
     take_shape(a, "the array");
     weight.desc.format = format_of(dtype.has_value() ? parse_float_dtype(*dtype) : source);
     check(weight.desc);
-    const GilRelease release;
-    allocate();
-    const std::size_t first = a.ndim() - 2;
-    for (int64_t x = 0; x < weight.desc.num_experts; ++x) {
-      const int64_t offset = first == 1 ? x * a.stride(0) * size_of(source) : 0;
-      owner->get().pack(weight, {static_cast<const std::byte*>(a.data()) + offset, source, a.stride(first),
-                                 a.stride(first + 1), 0, weight.desc.n, x});
-    }
+    owner->run({}, CallArrays(0), [&](Backend& b, OnDevice&) {
+      allocate(b);
+      const std::size_t first = a.ndim() - 2;
+      for (int64_t x = 0; x < weight.desc.num_experts; ++x) {
+        const int64_t offset = first == 1 ? x * a.stride(0) * size_of(source) : 0;
+        b.pack(weight, {static_cast<const std::byte*>(a.data()) + offset, source, a.stride(first), a.stride(first + 1),
+                        0, weight.desc.n, x});
+      }
+    });
   }
 
   // Codes [N, K] or [X, N, K], scales and zeros [N, groups] or [X, N, groups].
@@ -118,18 +119,19 @@ struct OpsWeight {
     const float* scale = as_floats(scales, "PackedWeight: scales", desc.num_experts * num_scales);
     const uint8_t* zero =
         zeros.has_value() ? as_bytes(*zeros, "PackedWeight: zeros", desc.num_experts * num_scales) : nullptr;
-    const GilRelease release;
-    allocate();
-    for (int64_t x = 0; x < desc.num_experts; ++x) {
-      const CodeSlice slice{code + x * num_codes,
-                            scale + x * num_scales,
-                            zero != nullptr ? zero + x * num_scales : nullptr,
-                            0,
-                            desc.n,
-                            x};
-      check(desc, slice);
-      owner->get().pack_codes(weight, slice);
-    }
+    owner->run({}, CallArrays(0), [&](Backend& b, OnDevice&) {
+      allocate(b);
+      for (int64_t x = 0; x < desc.num_experts; ++x) {
+        const CodeSlice slice{code + x * num_codes,
+                              scale + x * num_scales,
+                              zero != nullptr ? zero + x * num_scales : nullptr,
+                              0,
+                              desc.n,
+                              x};
+        check(desc, slice);
+        b.pack_codes(weight, slice);
+      }
+    });
   }
 
  private:
@@ -143,8 +145,8 @@ struct OpsWeight {
     weight.desc.k = static_cast<int64_t>(a.shape(first + 1));
     weight.desc.num_experts = first == 1 ? static_cast<int64_t>(a.shape(0)) : 1;
   }
-  void allocate() {
-    memory = owner->get().allocate(owner->get().packed_bytes(weight.desc), "PackedWeight", Contents::kZero);
+  void allocate(Backend& backend) {
+    memory = backend.allocate(backend.packed_bytes(weight.desc), "PackedWeight", Contents::kZero);
     weight.data = memory.data();
   }
 };
@@ -161,7 +163,9 @@ struct OpsKvCache {
     if (num_pages < 0) fail(ErrorKind::kInvalidRequest, "KvCache: num_pages is ", num_pages, ", expected at least 0");
     layer.page_bytes = owner->get().kv_page_bytes(layer.spec);
     layer.num_pages = num_pages;
-    memory = owner->get().allocate(checked_mul(layer.page_bytes, num_pages, "KvCache"), "KvCache", Contents::kZero);
+    const int64_t bytes = checked_mul(layer.page_bytes, num_pages, "KvCache");
+    owner->run({}, CallArrays(0),
+               [&](Backend& b, OnDevice&) { memory = b.allocate(bytes, "KvCache", Contents::kZero); });
     layer.data = memory.data();
   }
 
@@ -170,7 +174,9 @@ struct OpsKvCache {
       fail(ErrorKind::kInvalidRequest, "KvCache: page ", page, " is not one of ", layer.num_pages);
     }
     std::vector<std::byte> bytes(static_cast<std::size_t>(layer.page_bytes));
-    owner->get().download(bytes.data(), layer.data + page * layer.page_bytes, layer.page_bytes);
+    owner->run({}, CallArrays(0), [&](Backend& b, OnDevice&) {
+      b.download(bytes.data(), layer.data + page * layer.page_bytes, layer.page_bytes);
+    });
     return nb::bytes(bytes.data(), bytes.size());
   }
 };
@@ -596,11 +602,6 @@ void bind_ops(nb::module_& m) {
       .def_prop_ro("name", [](OpsBackend& b) { return b.get().name(); })
       .def_prop_ro("num_threads", [](OpsBackend& b) { return b.get().num_threads(); })
       .def_prop_ro("page_size", [](OpsBackend& b) { return b.get().page_size(); })
-      .def_prop_ro("dlpack_device",
-                   [](OpsBackend& b) {
-                     const DlpackDevice device = dlpack_device(b.get());
-                     return std::make_pair(device.type, device.id);
-                   })
       .def("empty", [](OpsBackend& b, const std::vector<int64_t>& shape,
                        const std::string& dtype) { return empty_array(b.get(), shape, dtype); })
       .def("copy", [](OpsBackend& b, CallArrays& arrays, const InArray& from, const OutArray& to) {

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "cuda/archs.h"
 #include "cuda/plugin.h"
 
 namespace fastllm {
@@ -24,6 +25,17 @@ int driver_version() {
   const auto get = reinterpret_cast<Get>(dlsym(driver, "cuDriverGetVersion"));
   if (get == nullptr || get(&version) != 0) version = 0;
   return version;  // the driver stays loaded: unloading it is not supported
+}
+
+// Empty if the library holds code for the device.
+std::string why_not_on(const CudaPlugin& plugin, int ordinal) {
+  const int arch = plugin.arch(ordinal);
+  if (any_runs_on(plugin.archs, arch)) return "";
+  const std::string chip = std::to_string(arch);
+  const std::string what_to_do = arch < 80 ? "its kernels need sm_80 or later"
+                                           : "build it with `-C cmake.define.FASTLLM_CUDA_ARCHS=" + chip + "-real`";
+  return "device " + std::to_string(ordinal) + " is an sm_" + chip + ", and libfastllm_cuda.so was built for " +
+         plugin.archs + "; " + what_to_do;
 }
 
 struct Loaded {
@@ -45,7 +57,9 @@ Loaded load() {
   const int driver = driver_version();
   if (driver == 0) return {nullptr, "no NVIDIA driver was found (libcuda.so.1); install one"};
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays for the life of the process
-  if (library == nullptr) return {nullptr, std::string("libfastllm_cuda.so cannot be loaded: ") + dlerror()};
+  if (library == nullptr) {
+    return {nullptr, std::string("libfastllm_cuda.so cannot be loaded, install fastllm again: ") + dlerror()};
+  }
   const auto* plugin = static_cast<const CudaPlugin*>(dlsym(library, kCudaPluginSymbol));
   if (plugin == nullptr || plugin->version != kCudaPluginVersion) {
     return {nullptr, path.string() + " is of another version of fastllm; install the two together"};
@@ -59,7 +73,7 @@ Loaded load() {
     return {nullptr,
             "the NVIDIA driver shows no device (CUDA_VISIBLE_DEVICES, or the container's settings, may hide it)"};
   }
-  return {plugin, ""};
+  return {plugin, why_not_on(*plugin, 0)};
 }
 
 const Loaded& loaded() {
@@ -78,6 +92,8 @@ std::unique_ptr<Backend> make_cuda_backend(int ordinal) {
   if (ordinal < 0 || ordinal >= count) {
     fail(ErrorKind::kDevice, "device \"cuda:", ordinal, "\": there are ", count, " devices, numbered from 0");
   }
+  const std::string why_not = why_not_on(*cuda.plugin, ordinal);
+  if (!why_not.empty()) fail(ErrorKind::kDevice, "device \"cuda:", ordinal, "\": ", why_not);
   return std::unique_ptr<Backend>(cuda.plugin->make_backend(ordinal));
 }
 

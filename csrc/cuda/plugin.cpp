@@ -18,6 +18,17 @@ int num_devices() {
   return count;
 }
 
+int arch(int ordinal) {
+  int major = 0;
+  int minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return major * 10 + minor;
+}
+
 Backend* make_backend(int ordinal) {
   return new cuda::CudaBackend("cuda:" + std::to_string(ordinal), {.ordinal = ordinal, .arch = 0, .simt = {}});
 }
@@ -27,4 +38,4 @@ Backend* make_backend(int ordinal) {
 
 extern "C" __attribute__((visibility("default"))) const fastllm::CudaPlugin fastllm_cuda_plugin;
 const fastllm::CudaPlugin fastllm_cuda_plugin = {fastllm::kCudaPluginVersion, CUDART_VERSION, FASTLLM_CUDA_ARCHS,
-                                                 fastllm::num_devices, fastllm::make_backend};
+                                                 fastllm::num_devices,        fastllm::arch,  fastllm::make_backend};

@@ -8,13 +8,14 @@
 namespace fastllm {
 
 // Of the types in ops.h that cross the border; both sides are built from one tree, and this refuses a stray library.
-constexpr int kCudaPluginVersion = 1;
+constexpr int kCudaPluginVersion = 2;
 
 struct CudaPlugin {
   int version;
   int runtime_version;  // of CUDA, e.g. 13000: the least that the driver must know
   const char* archs;    // built for, e.g. "80-real, 90a-real, 80-virtual"
   int (*num_devices)();
+  int (*arch)(int ordinal);  // of a device, e.g. 90
   Backend* (*make_backend)(int ordinal);
 };
 

@@ -102,7 +102,8 @@ def empty(device: Device, like: Any, shape: Sequence[int], dtype: str = "float32
 def copy(device: Device, x: Any) -> Any:
     """A contiguous float32 copy of x where it lies."""
     if not is_on_device(x):
-        return np.array(x, dtype=np.float32, order="C")
+        source = x.detach().numpy() if _is_torch(x) else x  # NumPy warns of tensors
+        return np.array(source, dtype=np.float32, order="C")
     if _is_torch(x):
         return x.detach().clone(memory_format=sys.modules["torch"].contiguous_format)
     return DeviceArray.of(device, to_host(device, x))

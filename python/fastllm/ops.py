@@ -10,9 +10,9 @@ threads and scratch memory are made once. Wrong shapes, dtypes, devices or ids r
 :class:`fastllm.InvalidRequestError` and compute nothing.
 
 On a GPU, arrays of the host are copied there and results back. Tensors that lie there are used as they are, in torch's
-current stream (other producers': in the device's default stream), and results are tensors there; nothing waits, with
-one exception: what holds indices (ids, positions, slots, tables, experts) is checked by the host, so give it there, or
-each call waits for a copy. Arrays of weights come from the host.
+current stream (other producers': in the device's default stream), and results are tensors there. The host waits only
+in calls with index arrays (ids, positions, slots, tables, experts): it checks them, and copies them there; they may lie
+with the host in any case. Arrays of weights come from the host.
 
 >>> import numpy as np
 >>> from fastllm import ops

@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tolerances.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tolerances.py, tests/devices.py
 
-import fastllm
+from devices import has_cuda
+
 from fastllm import _core, ops
-
-
-def has_cuda():
-    try:
-        ops.Device("cuda")
-    except fastllm.DeviceError:
-        return False
-    return True
 
 
 def device_names():

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import has_cuda
+from devices import has_cuda
 
 import fastllm
 from fastllm import ops

@@ -153,12 +153,14 @@ Stream::~Stream() = default;
 
 void Stream::use(void* handle) {
   const cudaStream_t next = handle != nullptr ? static_cast<cudaStream_t>(handle) : impl_->own;
-  const cudaStream_t previous = std::exchange(impl_->stream, next);
-  if (next == previous) return;
+  if (next == impl_->stream) return;
+  const cudaStream_t previous = std::exchange(impl_->stream, impl_->own);  // where it stays if what follows fails
   impl_->check_usable();
   const Current current(device_.impl().ordinal);
-  impl_->check_work(cudaEventRecord(impl_->switched, previous), "cudaEventRecord");
-  impl_->check_work(cudaStreamWaitEvent(next, impl_->switched, 0), "cudaStreamWaitEvent");
+  check(cudaEventRecord(impl_->switched, previous), "cudaEventRecord");
+  check(cudaStreamWaitEvent(next, impl_->switched, 0),
+        "cudaStreamWaitEvent (a stream that is being captured cannot be used)");
+  impl_->stream = next;
 }
 
 void Stream::upload(void* device, const void* host, int64_t bytes) {

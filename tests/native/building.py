@@ -1,0 +1,47 @@
+"""Builds the C++ programs of the tests, once, into build/native-*, with the fault points compiled in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def find_tool(name):
+    """A build tool of the environment that runs the tests, else of the machine."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def run(*command, timeout, **environment):
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout[-8000:]}\n{result.stderr[-8000:]}"
+    return result.stdout
+
+
+def build():
+    """The folder of the build."""
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    assert cmake, "cmake is needed: pip install cmake"
+    folder = ROOT / "build" / ("native-ninja" if ninja else "native-make")
+    # A compiler newer than ours may warn of more; continuous integration says that warnings are errors.
+    werror = os.environ.get("FASTLLM_WERROR", "OFF")
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DFASTLLM_NATIVE_TESTS=ON", "-DFASTLLM_PYTHON=OFF"]
+    options.append(f"-DFASTLLM_WERROR={werror}")
+    if shutil.which("ccache"):
+        options.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
+    if ninja:
+        options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    run(cmake, "-S", ROOT, "-B", folder, *options, timeout=300)
+    run(cmake, "--build", folder, "-j", str(len(os.sched_getaffinity(0))), timeout=1200)
+    return folder

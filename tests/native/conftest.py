@@ -1,0 +1,7 @@
+import building
+import pytest
+
+
+@pytest.fixture(scope="session")
+def programs():
+    return building.build() / "tests" / "native"
