@@ -126,14 +126,14 @@ int64_t CudaBackend::scratch_bytes(const OpLimits& limits) const {
 }
 
 void CudaBackend::run(uint64_t key, const std::function<void()>& work) {
-  if (key == 0) return work();
+  if (key == 0 || !has_graphs()) return work();
   auto it = graphs_.find(key);
   if (it == graphs_.end()) {
     stream_.begin_capture();
     try {
       work();
     } catch (...) {
-      (void)stream_.end_capture();  // what was recorded so far is of no use
+      stream_.abort_capture();
       throw;
     }
     it = graphs_.emplace(key, stream_.end_capture()).first;

@@ -2,10 +2,12 @@
 // kernels that are wrong.
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "../cuda/conformance_cases.h"
 #include "../cuda/conformance_inputs.h"
+#include "cuda/emulated.h"
 #include "cuda/fl/gpu.h"
 #include "harness.h"
 
@@ -164,6 +166,28 @@ NATIVE_TEST(graphs_repeat_what_was_recorded) {
     stream.run(graph);
     require_equal(sums.get()[0], 256 * i, "run");
   }
+}
+
+NATIVE_TEST(an_error_within_a_capture_is_what_is_reported_and_leaves_the_stream_usable) {
+  fl::Device device(device_options());
+  fl::Stream stream(device);
+  const OnDevice in(stream, std::vector<uint32_t>(256, 1));
+  const OnDevice sums(stream, std::vector<uint32_t>(1));
+  stream.begin_capture();
+  fl::launch(stream, {"tree_sum", {1}, 256, 1024}, tree_sum, in.data(), sums.data());
+  require_contains(error_of(tree_sum, {"too_much", {1}, 32, 228 << 10}, stream, in.data(), sums.data()), "sm_90 has");
+  stream.abort_capture();
+  require_equal(sums.get()[0], 0u, "forgotten, not run");
+  fl::launch(stream, {"tree_sum", {1}, 256, 1024}, tree_sum, in.data(), sums.data());
+  require_equal(sums.get()[0], 256u, "no longer recorded");
+
+  const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(device_options());
+  const auto broken = [&] { backend->run(1, [] { fail(ErrorKind::kDevice, "a launch failed"); }); };
+  require_contains(require_error(ErrorKind::kDevice, broken, "capture"), "a launch failed");
+  int runs = 0;
+  backend->run(1, [&] { ++runs; });
+  backend->run(1, [&] { ++runs; });
+  require_equal(runs, 1, "the key was recorded anew, once");
 }
 
 NATIVE_TEST(async_copies_come_at_issue_or_at_the_wait) {

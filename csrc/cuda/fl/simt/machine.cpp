@@ -20,7 +20,7 @@ namespace {
 constexpr std::size_t kGuardBytes = 4096;
 constexpr std::size_t kSharedAlignment = 1024;
 constexpr unsigned char kPoison = 0xff;  // NaN in every float type, -1 in every integer
-constexpr unsigned char kGuard = 0xa5;
+constexpr unsigned char kGuard = 0xfe;   // -1.7e38, NaN as f16: who reads it will be noticed
 constexpr uint64_t kMaxSpins = 1 << 20;
 constexpr int kNumBarriers = 16;
 
