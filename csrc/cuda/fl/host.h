@@ -26,7 +26,7 @@ struct DeviceProperties {
   std::string name;
   int arch = 0;  // 80, 89, 90, ...
   int num_sms = 0;
-  int64_t smem_per_block = 0;  // most dynamic shared memory of a launch
+  int64_t smem_per_block = 0;   // most dynamic shared memory of a launch
   bool is_synchronous = false;  // every launch is waited for, so that an error is found at its kernel; no captures
 };
 

@@ -22,7 +22,7 @@ using fastllm::fail;
 
 constexpr int64_t kTotalBytes = int64_t{4} << 30;
 constexpr int64_t kGuardBytes = 4096;
-constexpr int kPoison = 0xff;  // NaN in every float type
+constexpr int kPoison = 0xff;      // NaN in every float type
 constexpr std::byte kGuard{0xfe};  // -1.7e38, NaN as f16: who reads it will be noticed
 
 // [guard page, no access][guard bytes][bytes][guard bytes up to a page][guard page, no access]
