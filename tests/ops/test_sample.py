@@ -220,8 +220,8 @@ def test_a_draw_depends_on_its_row_alone(device):
 
 
 def test_a_draw_does_not_depend_on_the_penalties_of_other_rows(device):
-    """More counts than one launch takes (1024 a row). Token 1 is so near to min_p that it is kept or not according to how
-    exp and log are rounded: whoever samples a row in another way in company is found out."""
+    """More counts than one launch takes (1024 a row). Token 1 is so near to min_p that it is kept or not as exp and log
+    are rounded: whoever samples a row in another way in company is found out."""
     device = ops.Device(device.name)  # has room for what was asked of it, so for this call alone
     min_p = np.random.default_rng(48).uniform(0.3, 0.9, 20).astype(np.float32)
     logits = np.full((20, 1200), -np.inf, np.float32)
