@@ -184,7 +184,8 @@ def convert(variant: Variant, work: Path, environments: dict[str, str], log: Pat
             if not (work / f"{kind}.gguf").exists():
                 _run(variant, command, log)
     else:
-        variant.problem = f"missing: no exported model at {target}"
+        kind = target.name.removeprefix("openvino-")
+        _run(variant, [python, str(WORKERS / "openvino_export.py"), str(work), str(target), kind], log)
 
 
 def _run(variant: Variant, command: list[str], log: Path) -> None:

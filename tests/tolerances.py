@@ -23,9 +23,12 @@ CPU_ATTENTION = 8 * CPU
 # bf16 K/V on the bf16 level: q and the weights of V are rounded to bfloat16 too (2^-9 of each product).
 CPU_ATTENTION_BF16 = 2.0**-7
 # int8 K/V: q and the weights of V become 15-bit integers, in units of the largest of 32 dimensions or 256 tokens.
-CPU_ATTENTION_INT8 = 2.0**-10
-# Tensor cores: q and the weights of V are rounded to the type that is multiplied in, bf16 or half (int8 and fp8 are in half).
-CUDA_ATTENTION = {"float32": CPU_ATTENTION, "bfloat16": 2.0**-7, "float16": 2.0**-10, "int8": 2.0**-10, "fp8": 2.0**-10}
+# Relative to the dimension in which the sum of terms is largest.
+CPU_ATTENTION_INT8 = 2.0**-13
+# Tensor cores: q and the weights of V are rounded to the type that is multiplied in, bf16 or half (int8 and fp8: half).
+CUDA_ATTENTION = {
+    "float32": CPU_ATTENTION, "bfloat16": 2.0**-7, "float16": 2.0**-10, "int8": 2.0**-10, "fp8": 2.0**-10,
+}  # fmt: skip
 
 
 def assert_close(got, expected, *, relative, scale=None, what="result"):

@@ -91,8 +91,6 @@ class Bench {
   std::string json_file_;
   bool is_smoke_ = false;
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Arrays> own_;
-  std::byte* probe_ = nullptr;  // one byte; reading it waits for the device
   uint64_t last_key_ = 0;
   double copy_bytes_per_s_ = 0.0;
   std::optional<double> mma_flops_per_s_;

@@ -39,7 +39,7 @@ struct Pool {
       args.kv = layer;
       b.rope_and_store(args);
     }
-    b.download(&first, layer.data, 1);  // waits: the temporary arrays go
+    b.wait();  // the temporary arrays go
   }
   // The i-th page of a scattered order of all pages.
   [[nodiscard]] int32_t page(int64_t i) const {
@@ -50,7 +50,6 @@ struct Pool {
   Backend& backend;
   Arrays arrays;
   KvLayer layer;
-  std::byte first{};
 };
 
 // `num_new` tokens at the end of each of `num_seqs` contexts, on set `set` of the pool's pages.

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "model/dequantize.h"
@@ -58,7 +59,7 @@ void bind_dequantize(const Codes& codes, const Table& table, const Floats& scale
                            .group_of = group_of ? group_of->data() : nullptr,
                            .factor = factor};
   float* to = out.data();
-  nb::gil_scoped_release release;
+  const GilRelease release;
   dequantize(from, to);
 }
 
@@ -75,7 +76,7 @@ void bind_unpack(const Words& words, const CodesOut& out, int bits, const std::v
   uint8_t* to = out.data();
   const int64_t rows = size_of(out, 0);
   const int64_t cols = size_of(out, 1);
-  nb::gil_scoped_release release;
+  const GilRelease release;
   unpack_codes(from, transpose, to, rows, cols);
 }
 
@@ -107,7 +108,7 @@ nb::tuple bind_quantize(const Floats& values, int bits, int64_t group, bool symm
   if (!symmetric) std::tie(out.zeros, zeros_array) = new_array<uint8_t>(values.shape(0), groups);
   {
     const float* from = values.data();
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     quantize_rows(spec, from, rows, cols, out);
   }
   return nb::make_tuple(codes_array, scales_array, zeros_array);

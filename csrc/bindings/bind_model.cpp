@@ -73,7 +73,12 @@ nb::dict matrix_bytes(Model& model) {
 
 // The packed weights as they lie in memory, writable.
 Bytes weight_memory(const nb::object& self) {
-  ModelWeights& weights = weights_of(*nb::cast<Model*>(self));
+  Model& model = *nb::cast<Model*>(self);
+  ModelWeights& weights = weights_of(model);
+  if (!model.backend->shares_host_memory()) {
+    fail(ErrorKind::kInternal, "the weights lie in memory of ", model.backend->name(),
+         ", which cannot be read in place");
+  }
   const std::span<std::byte> memory = weights.memory();
   return Bytes(memory.data(), {memory.size()}, self);
 }
@@ -172,6 +177,9 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("num_threads", [](const Model& self) { return self.backend->num_threads(); })
       .def_prop_ro("page_size", [](const Model& self) { return self.backend->page_size(); })
       .def_prop_ro(
+          "shares_host_memory", [](const Model& self) { return self.backend->shares_host_memory(); },
+          "Whether the device's memory is the host's.")
+      .def_prop_ro(
           "device_free_bytes", [](const Model& self) { return self.backend->free_bytes(); },
           "Free memory of the device; 0 where it is the host's.")
       .def("weight_bytes", &Model::weight_bytes)
@@ -197,7 +205,8 @@ void bind_model(nb::module_& m) {
           "fill_random", [](Model& self, uint64_t seed) { weights_of(self).fill_random(seed); }, "seed"_a, Release())
       .def("unfilled", [](Model& self) { return weights_of(self).unfilled(); })
       .def("matrix_bytes", &matrix_bytes, "Bytes of each matrix as it is held.")
-      .def("weight_memory", &weight_memory, "All weights as they lie in memory: bytes that a packed cache keeps.")
+      .def("weight_memory", &weight_memory,
+           "All weights as they lie in memory: bytes that a packed cache keeps. Only with shares_host_memory.")
       .def(
           "mark_filled", [](Model& self) { weights_of(self).mark_filled(); },
           "After weight_memory() was written whole.")

@@ -9,6 +9,7 @@ NB_MODULE(_core, m) {
   nanobind::set_leak_warnings(false);
   fastllm::bind_gil(m);
   fastllm::bind_errors(m);
+  fastllm::bind_ops_objects(m);
   fastllm::bind_ops(m);
   fastllm::bind_text(m);
   fastllm::bind_spec(m);

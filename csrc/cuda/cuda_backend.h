@@ -39,6 +39,7 @@ class CudaBackend final : public Backend {
   [[nodiscard]] bool has_graphs() const override { return !device_->properties().is_synchronous; }
   void run(uint64_t key, const std::function<void()>& work) override;
 
+  void wait() override { stream_.synchronize(); }
   void embed(const EmbedArgs& args) override { cuda::embed(stream_, args); }
   void rms_norm(const RmsNormArgs& args) override { cuda::rms_norm(stream_, args); }
   void linear(const LinearArgs& args) override { cuda::linear(stream_, args, workspace_); }

@@ -17,6 +17,15 @@ bool contains(const std::vector<int32_t>& ids, int32_t id) { return std::ranges:
 // Short enough for std::string to hold without allocating: it is used when an allocation has failed.
 constexpr const char* kOutOfMemoryText = "out of memory";
 
+// Rows that draw a token, at most one of a sequence, and whose mask was asked for and had not come when the step began.
+int64_t num_awaited_masks(const Step& step) {
+  int64_t count = 0;
+  for (std::size_t r = 0; r < step.rows.size(); ++r) {
+    count += step.rows[r].forced_token < 0 && step.owners[r]->awaits_mask ? 1 : 0;
+  }
+  return count;
+}
+
 RequestDelta delta_of(const Sequence& s) {
   RequestDelta delta;
   delta.request_id = s.request->id;
@@ -104,7 +113,10 @@ bool EngineCore::run_step() {
     step_ = &step;
     const double forward_begin = monotonic_s();
     step.sample_begin_s = 0.0;
-    step.before_sample = [this](double forward_s) { bring_masks(forward_s); };
+    step.before_sample = nullptr;
+    if (const int64_t num_awaited = num_awaited_masks(step); num_awaited > 0) {
+      step.before_sample = [this, num_awaited](double forward_s) { bring_masks(num_awaited, forward_s); };
+    }
     executor_->execute(step);
     const double end = monotonic_s();
     const double forward_end = step.sample_begin_s > 0.0 ? step.sample_begin_s : end;
@@ -144,7 +156,7 @@ bool EngineCore::run_step() {
   return true;
 }
 
-Sequence* EngineCore::find(int64_t request_id, int32_t index) {
+Sequence* EngineCore::find_awaiting_mask(int64_t request_id, int32_t index) {
   const auto found = requests_.find(request_id);
   if (found == requests_.end()) return nullptr;
   const auto& sequences = found->second->sequences;
@@ -156,43 +168,39 @@ Sequence* EngineCore::find(int64_t request_id, int32_t index) {
 void EngineCore::receive_masks() {
   masks_->take(replies_);
   for (MaskReply& reply : replies_) {
-    Sequence* s = find(reply.request_id, reply.index);
+    Sequence* s = find_awaiting_mask(reply.request_id, reply.index);
     if (s == nullptr) continue;
     if (reply.mask.empty()) {
       endings_.push_back(std::move(reply));
       continue;
     }
     s->mask.swap(reply.mask);
+    stats_.num_late_masks += s->is_late ? 1 : 0;
     s->awaits_mask = s->is_late = false;
   }
 }
 
 // Between forward and sample. Rows whose mask is not there draw nothing.
-void EngineCore::bring_masks(double forward_s) {
+void EngineCore::bring_masks(int64_t num_awaited, double forward_s) {
   Step& step = *step_;
-  const auto awaits = [&](std::size_t r) { return step.rows[r].forced_token < 0 && step.owners[r]->awaits_mask; };
-  std::size_t num_awaited = 0;
-  for (std::size_t r = 0; r < step.rows.size(); ++r) num_awaited += awaits(r) ? 1 : 0;
-  if (num_awaited == 0) return;
   // If nobody else is in this step, waiting costs less than computing it again, as long as that would take.
-  if (num_awaited == step.rows.size()) masks_->wait_for(num_awaited, forward_s);
+  if (num_awaited == step.view.num_seqs) masks_->wait_for(static_cast<std::size_t>(num_awaited), forward_s);
   receive_masks();
   for (std::size_t r = 0; r < step.rows.size(); ++r) {
     SampleRow& row = step.rows[r];
     if (row.forced_token >= 0) continue;
     row.mask = step.owners[r]->mask;
-    if (!awaits(r)) continue;
+    if (!step.owners[r]->awaits_mask) continue;
     row.forced_token = 0;
     row.wants_logprob = false;
     row.num_top = 0;
-    ++stats_.num_late_masks;
   }
 }
 
 // What the grammar has to say instead of a mask: it is complete, or it cannot go on.
 void EngineCore::end_by_grammar() {
   for (const MaskReply& reply : endings_) {
-    Sequence* s = find(reply.request_id, reply.index);
+    Sequence* s = find_awaiting_mask(reply.request_id, reply.index);
     if (s == nullptr) continue;
     if (!reply.error.empty()) {
       fail_sequence(*s, {ErrorKind::kInvalidRequest, reply.error});

@@ -54,9 +54,9 @@ class EngineCore {
   void charge(const std::vector<ScheduledTokens>& items, double seconds);
   void mark_scheduled(const StepPlan& plan);
   void abort_abandoned();
-  [[nodiscard]] Sequence* find(int64_t request_id, int32_t index);
+  [[nodiscard]] Sequence* find_awaiting_mask(int64_t request_id, int32_t index);
   void receive_masks();
-  void bring_masks(double forward_s);
+  void bring_masks(int64_t num_awaited, double forward_s);
   void end_by_grammar();
   void fork_children(const Sequence& parent);
   void process(const ScheduledTokens& item, int64_t row_begin, int64_t row_end);

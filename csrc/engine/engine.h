@@ -47,14 +47,14 @@ struct EngineStats {
   int64_t num_generated_tokens = 0;
   int64_t num_nonfinite_rows = 0;
   int64_t num_masks = 0;       // asked for
-  int64_t num_late_masks = 0;  // not there when the token was to be drawn: it was computed again
+  int64_t num_late_masks = 0;  // came after the token was to be drawn, which is then computed again
   double last_step_s = 0.0;    // monotonic clock, 0: none yet
   // Seconds since the start. What a request is charged adds up to charged_s; the parts are of all steps.
   double charged_s = 0.0;
   double aborted_s = 0.0;  // of that, charged to sequences that were aborted
   double kv_page_s = 0.0;
   double schedule_s = 0.0;
-  double forward_s = 0.0;
+  double forward_s = 0.0;  // with the sampling of steps whose device did both without a stop in between
   double sample_s = 0.0;
   double hand_over_s = 0.0;
   int64_t num_context_tokens = 0;  // whose K/V the forward passes read

@@ -63,7 +63,7 @@ void FakeExecutor::execute(Step& step) {
   store(step.view);
   if (controls_->fail_in > 0 && --controls_->fail_in == 0) fail(ErrorKind::kDevice, "fake executor: injected fault");
   pool(step);
-  step.before_sample(static_cast<double>(delay_us) * 1e-6);
+  if (step.before_sample) step.before_sample(static_cast<double>(delay_us) * 1e-6);
   int64_t s = 0;
   for (int64_t row = 0; row < step.num_rows(); ++row) {
     while (step.view.query_start[s + 1] <= step.logit_rows[static_cast<std::size_t>(row)]) ++s;

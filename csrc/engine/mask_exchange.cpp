@@ -31,10 +31,10 @@ struct MaskExchange::State {
   bool is_closed = false;
 };
 
-MaskExchange::MaskExchange(int64_t vocab_size) : state_(new State) { state_->vocab_size = vocab_size; }
+MaskExchange::MaskExchange(int64_t vocab_size) : state_(std::make_unique<State>()) { state_->vocab_size = vocab_size; }
 
 MaskExchange::~MaskExchange() {
-  if (state_->process == getpid()) delete state_;
+  if (state_->process != getpid()) static_cast<void>(state_.release());
 }
 
 void MaskExchange::ask(const MaskTask& task) {
@@ -66,17 +66,19 @@ void MaskExchange::take(std::vector<MaskReply>& replies) {
 }
 
 void MaskExchange::wait_for(std::size_t count, double timeout_s) {
+  if (timeout_s <= 0.0) return;
   std::unique_lock lock(state_->mutex);
-  state_->has_replies.wait_for(lock, std::chrono::duration<double>(timeout_s),
-                               [&] { return state_->replies.size() >= count || state_->is_closed; });
+  const auto is_done = [&] { return state_->replies.size() >= count; };
+  state_->has_replies.wait_for(lock, std::chrono::duration<double>(timeout_s), is_done);
 }
 
 std::vector<MaskTask> MaskExchange::poll(double timeout_s) {
   if (state_->process != getpid()) fail(ErrorKind::kEngineClosed, "this engine was made before fork()");
   const double wait_s = timeout_s > 0.0 ? std::min(timeout_s, 1e6) : 0.0;  // also for NaN
   std::unique_lock lock(state_->mutex);
-  state_->has_tasks.wait_for(lock, std::chrono::duration<double>(wait_s),
-                             [this] { return state_->is_flushed || state_->is_closed; });
+  const auto is_done = [this] { return state_->is_flushed || state_->is_closed; };
+  // Not even with a timeout of 0: the thread would sleep, if only for a moment.
+  if (wait_s > 0.0) state_->has_tasks.wait_for(lock, std::chrono::duration<double>(wait_s), is_done);
   state_->is_flushed = false;
   return std::exchange(state_->tasks, {});
 }
@@ -98,18 +100,12 @@ bool MaskExchange::has_replies() const {
   return !state_->replies.empty();
 }
 
-bool MaskExchange::is_closed() const {
-  const std::scoped_lock lock(state_->mutex);
-  return state_->is_closed;
-}
-
 void MaskExchange::close() noexcept {
   {
     const std::scoped_lock lock(state_->mutex);
     state_->is_closed = true;
   }
   state_->has_tasks.notify_all();
-  state_->has_replies.notify_all();
 }
 
 }  // namespace fastllm

@@ -3,13 +3,16 @@
 //
 // A constrained sequence has the mask of its first token from its submission. After each token the engine asks for the
 // next mask and goes on: the token is computed in the next step as always, and only the draw at that step's end needs
-// the mask, so masks are made while the model runs. A sequence whose mask is late then draws nothing, rests until the
-// mask has come, and computes that one token again; nobody waits for it. Results do not depend on who was late.
+// the mask, so masks are made while the model runs. A step in which every sequence misses its mask waits for them, at
+// most as long as its forward pass took: computing it again would cost that much. In any other step a sequence whose
+// mask is late draws nothing, rests until the mask has come, and computes that one token again; nobody waits for it.
+// Results do not depend on who was late.
 //
-// Thread contract: ask(), tell_end(), flush(), take(), wait_for() from the engine thread; the others from any.
+// Thread contract: ask(), tell_end(), flush(), take(), wait_for(), close() from the engine thread; the others from any.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -63,13 +66,12 @@ class MaskExchange {
   // Throws kInvalidRequest for a mask of a wrong size. Replies for sequences that have ended are ignored.
   void reply(std::vector<MaskReply> replies);
   [[nodiscard]] bool has_replies() const;
-  [[nodiscard]] bool is_closed() const;
-  // The engine has ended.
+  // The engine has ended: wakes the worker, drops replies from now on.
   void close() noexcept;
 
  private:
   struct State;
-  State* state_;  // leaked in a forked child: its lock and waiters belong to threads that are not there
+  std::unique_ptr<State> state_;  // leaked in a forked child: its lock and waiters belong to threads that are not there
 };
 
 }  // namespace fastllm

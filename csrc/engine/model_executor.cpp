@@ -67,8 +67,10 @@ void ModelExecutor::execute(Step& step) {
   float* logits = run_model(step);
   if (step.num_rows() == 0) return;
   FASTLLM_FAULT_POINT(kKernel, kDevice, "sample");
-  step.sample_begin_s = monotonic_s();
-  step.before_sample(step.sample_begin_s - forward_begin_s);
+  if (step.before_sample) backend.wait();
+  // Elsewhere the forward pass may still be running.
+  if (step.before_sample || backend.shares_host_memory()) step.sample_begin_s = monotonic_s();
+  if (step.before_sample) step.before_sample(step.sample_begin_s - forward_begin_s);
   const int64_t vocab = model_->spec.vocab_size;
   backend.sample({.logits = logits,
                   .num_rows = step.num_rows(),

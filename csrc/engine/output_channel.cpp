@@ -32,10 +32,10 @@ struct Channel::State {
   bool is_lossy = false;
 };
 
-Channel::Channel() : state_(new State) {}
+Channel::Channel() : state_(std::make_unique<State>()) {}
 
 Channel::~Channel() {
-  if (state_->process == getpid()) delete state_;
+  if (state_->process != getpid()) static_cast<void>(state_.release());
 }
 
 void Channel::check_process() const {

@@ -98,7 +98,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   void check_process() const;
 
   struct State;
-  State* state_;  // leaked in a forked child: its lock and waiters belong to threads that are not there
+  std::unique_ptr<State> state_;  // leaked in a forked child: its lock and waiters belong to threads that are not there
 };
 
 }  // namespace fastllm

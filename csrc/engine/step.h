@@ -35,8 +35,8 @@ struct Step {
   std::vector<int32_t> block_table;  // [S, view.max_pages], padded with page 0
   std::vector<int64_t> slots;        // [T]
 
-  // Called by the executor between forward and sample, with the seconds that the forward pass took: fills the masks
-  // that were made meanwhile into `rows`.
+  // If set, the executor calls it when the forward pass has been computed and before it samples, with the seconds that
+  // the pass took: fills the masks that were made meanwhile into `rows`.
   std::function<void(double forward_s)> before_sample;
   double sample_begin_s = 0.0;  // monotonic_s() between forward and sample, set by the executor; 0: not known
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "core/checksum.h"
+#include "model/pack_floats.h"
 #include "model/weight_slots.h"
-#include "ops/quantize_rows.h"
 
 namespace fastllm {
 namespace {
@@ -20,37 +20,27 @@ std::string text_of(const WeightDesc& d) {
 
 uint64_t add(uint64_t sum, const std::string& text) { return checksum(std::as_bytes(std::span(text)), sum); }
 
-// The packed bytes of a matrix of this format with no round sizes, filled with numbers that are all different.
+// The packed bytes of a matrix of this format with no round sizes. Its numbers differ, and so do the sizes and offsets
+// of its groups: the order of codes, scales and zeros in memory shows in the sum, as does how each of them is rounded.
 uint64_t add_probe(uint64_t sum, WeightDesc desc, Backend& backend) {
   desc.n = 75;
   desc.k = desc.group == 0 ? 198 : 3 * desc.group;
   desc.num_experts = 2;
   const DeviceMemory memory = backend.allocate(backend.packed_bytes(desc), "layout probe", Contents::kZero);
-  const PackedWeight to{desc, memory.data()};
-  const auto numbers = static_cast<std::size_t>(desc.n * desc.k);
-  const auto parameters = static_cast<std::size_t>(desc.n * desc.groups());
-  std::vector<float> values(numbers);
-  std::vector<uint8_t> codes(numbers);
-  std::vector<float> scales(parameters);
-  std::vector<uint8_t> zeros(parameters);
-  std::vector<uint8_t> rounded(numbers);
-  std::vector<float> rounded_scales(parameters);
-  std::vector<uint8_t> rounded_zeros(parameters);
+  std::vector<float> values(static_cast<std::size_t>(desc.n * desc.k));
+  uint64_t state = 1;
+  const auto next = [&state] { return static_cast<int>((state = state * 6364136223846793005u + 1) >> 40); };
   for (int64_t expert = 0; expert < desc.num_experts; ++expert) {
-    uint64_t state = static_cast<uint64_t>(expert) + 1;
-    const auto next = [&state] { return static_cast<uint32_t>((state = state * 6364136223846793005u + 1) >> 40); };
-    for (float& x : values) x = static_cast<float>(next() % 255 + 1);
-    for (uint8_t& x : codes) x = static_cast<uint8_t>(next() & (desc.format == WeightFormat::kInt4 ? 15 : 255));
-    for (float& x : scales) x = static_cast<float>(next() % 255 + 1);
-    for (uint8_t& x : zeros) x = static_cast<uint8_t>(next() & 15);
-    if (is_integer(desc.format)) {
-      quantize_rows({desc.format, desc.group, desc.scale_dtype, desc.has_zeros, true}, values.data(), desc.n, desc.k,
-                    {rounded.data(), rounded_scales.data(), desc.has_zeros ? rounded_zeros.data() : nullptr});
-      sum = checksum(std::as_bytes(std::span(rounded)), sum);
-      backend.pack_codes(to, {codes.data(), scales.data(), desc.has_zeros ? zeros.data() : nullptr, 0, desc.n, expert});
-    } else {
-      backend.pack(to, {values.data(), DType::kF32, desc.k, 1, 0, desc.n, expert});
+    float size = 0.0f;
+    int low = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (static_cast<int64_t>(i) % (desc.k / 3) == 0) {
+        size = static_cast<float>(next() % 64 + 1);
+        low = next() % 256;
+      }
+      values[i] = static_cast<float>(next() % 256 - low) * size;
     }
+    pack_floats({desc, memory.data()}, {values.data(), DType::kF32, desc.k, 1, 0, desc.n, expert}, backend);
   }
   std::vector<std::byte> packed(static_cast<std::size_t>(memory.size()));
   backend.download(packed.data(), memory.data(), memory.size());

@@ -7,13 +7,11 @@
 #include "core/checked.h"
 #include "core/fault.h"
 #include "core/random.h"
-#include "ops/quantize_rows.h"
+#include "model/pack_floats.h"
+#include "ops/check.h"
 
 namespace fastllm {
 namespace {
-
-constexpr int64_t kRowsAtOnce = 64;  // backends pack such runs together
-constexpr int64_t kFloatsAtOnce = 1 << 17;
 
 struct VectorShape {
   std::string name;
@@ -100,47 +98,12 @@ int64_t place(const Declarations& declarations, const WeightPlan& plan, const Ba
   return arena.used();
 }
 
-void check_codes(const WeightDesc& desc, const CodeSlice& slice) {
-  with_float_dtype(desc.scale_dtype, [&]<class T>(T) {
-    for (int64_t i = 0; i < slice.num_rows * desc.groups(); ++i) {
-      const float scale = slice.scales[i];
-      if (!std::isfinite(scale) || to_float(from_float<T>(scale)) != scale) {
-        fail(ErrorKind::kCheckpoint, "the scale ", scale, " is not a finite ", name_of(desc.scale_dtype));
-      }
-      const int most = desc.format == WeightFormat::kInt4 ? 16 : 255;
-      if (slice.zeros != nullptr && slice.zeros[i] > most) {
-        fail(ErrorKind::kCheckpoint, "the zero point ", int{slice.zeros[i]}, " is above ", most);
-      }
-    }
-  });
-}
-
-// Rows of floats into an integer matrix, so many at a time that they stay in the second-level cache.
-void quantize_and_pack(const PackedWeight& to, const WeightSlice& slice, Backend& backend) {
-  const WeightDesc& desc = to.desc;
-  const int64_t rows_at_once = std::max<int64_t>(kRowsAtOnce, kFloatsAtOnce / desc.k / kRowsAtOnce * kRowsAtOnce);
-  // 8-bit codes of a clipped range are never nearer: nothing to search.
-  const QuantizeSpec spec{desc.format, desc.group, desc.scale_dtype, desc.has_zeros,
-                          desc.format == WeightFormat::kInt4};
-  const auto size = [&](int64_t per_row) { return static_cast<std::size_t>(rows_at_once * per_row); };
-  std::vector<float> values(size(desc.k));
-  std::vector<uint8_t> codes(size(desc.k));
-  std::vector<float> scales(size(desc.groups()));
-  std::vector<uint8_t> zeros(desc.has_zeros ? scales.size() : 0);
-  for (int64_t i = 0; i < slice.num_rows;) {
-    const int64_t row = slice.row_begin + i;
-    const int64_t count = std::min(rows_at_once - row % kRowsAtOnce, slice.num_rows - i);
-    with_float_dtype(slice.dtype, [&]<class From>(From) {
-      for (int64_t r = 0; r < count; ++r) {
-        const From* from = static_cast<const From*>(slice.data) + (i + r) * slice.row_stride;
-        float* value = values.data() + r * desc.k;
-        for (int64_t k = 0; k < desc.k; ++k) value[k] = to_float(from[k * slice.col_stride]);
-      }
-    });
-    uint8_t* zero = desc.has_zeros ? zeros.data() : nullptr;
-    quantize_rows(spec, values.data(), count, desc.k, {codes.data(), scales.data(), zero});
-    backend.pack_codes(to, {codes.data(), scales.data(), zero, row, count, slice.expert});
-    i += count;
+// What check() lets pass, for operations have a meaning for it: no scale of a checkpoint is infinite or NaN.
+void check_scales(const std::string& name, const WeightDesc& desc, const CodeSlice& slice) {
+  for (int64_t i = 0; i < slice.num_rows * desc.groups(); ++i) {
+    if (std::isfinite(slice.scales[i])) continue;
+    fail(ErrorKind::kCheckpoint, name, ": the scale of row ", slice.row_begin + i / desc.groups(), ", group ",
+         i % desc.groups(), " is ", slice.scales[i], ", expected a finite number");
   }
 }
 
@@ -191,16 +154,19 @@ MatrixSlot& ModelWeights::claim_rows(const std::string& name, int64_t row_begin,
 
 void ModelWeights::fill_matrix(const std::string& name, const WeightSlice& slice, int64_t num_cols) {
   const MatrixSlot& slot = claim_rows(name, slice.row_begin, slice.num_rows, num_cols, slice.expert);
-  if (is_integer(slot.weight.desc.format)) return quantize_and_pack(slot.weight, slice, backend_);
-  backend_.pack(slot.weight, slice);
+  pack_floats(slot.weight, slice, backend_);
 }
 
 void ModelWeights::fill_codes(const std::string& name, const CodeSlice& slice, int64_t num_cols) {
   const MatrixSlot& slot = claim_rows(name, slice.row_begin, slice.num_rows, num_cols, slice.expert);
   const WeightDesc& desc = slot.weight.desc;
   if (!has_codes(desc.format)) fail(ErrorKind::kInternal, name, ": is ", name_of(desc.format), ", codes were given");
-  if (desc.has_zeros != (slice.zeros != nullptr)) fail(ErrorKind::kInternal, name, ": zeros and format disagree");
-  check_codes(desc, slice);
+  try {
+    check(desc, slice);
+  } catch (const Error& e) {
+    fail(ErrorKind::kCheckpoint, name, ": ", e.what());
+  }
+  check_scales(name, desc, slice);
   backend_.pack_codes(slot.weight, slice);
 }
 
@@ -228,6 +194,7 @@ void ModelWeights::fill_vector(const std::string& name, const WeightSlice& slice
 }
 
 void ModelWeights::fill_random(uint64_t seed) {
+  constexpr int64_t kRowsAtOnce = 64;
   uint64_t stream = 0;
   for (auto& [name, slot] : matrices_) {
     const WeightDesc& desc = slot.weight.desc;
@@ -243,12 +210,7 @@ void ModelWeights::fill_random(uint64_t seed) {
           state = state * 6364136223846793005u + 1442695040888963407u;
           w = (static_cast<float>(state >> 40) * 0x1p-23f - 1.0f) * bound;
         }
-        const WeightSlice slice{block.data(), DType::kF32, desc.k, 1, row, rows, expert};
-        if (is_integer(desc.format)) {
-          quantize_and_pack(slot.weight, slice, backend_);
-        } else {
-          backend_.pack(slot.weight, slice);
-        }
+        pack_floats(slot.weight, {block.data(), DType::kF32, desc.k, 1, row, rows, expert}, backend_);
       }
       slot.rows_filled[static_cast<std::size_t>(expert)] = desc.n;
     }

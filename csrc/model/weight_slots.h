@@ -51,7 +51,7 @@ class ModelWeights {
   static int64_t bytes(const ModelSpec& spec, const WeightPlan& plan, const Backend& backend);
 
   // Throw kCheckpoint when the slot does not exist, rows are out of range, or columns disagree.
-  // Floats for an integer matrix are rounded to nearest (ops/quantize_rows.h; with clip search where it has 4 bits).
+  // Floats for an integer matrix are rounded (model/pack_floats.h).
   void fill_matrix(const std::string& name, const WeightSlice& slice, int64_t num_cols);
   void fill_codes(const std::string& name, const CodeSlice& slice, int64_t num_cols);  // of an integer matrix
   void fill_vector(const std::string& name, const WeightSlice& slice, int64_t offset, int64_t count);
@@ -67,7 +67,6 @@ class ModelWeights {
   [[nodiscard]] const float* find_vector(const std::string& name) const;
   [[nodiscard]] const std::map<std::string, MatrixSlot>& matrices() const { return matrices_; }
   [[nodiscard]] const std::map<std::string, VectorSlot>& vectors() const { return vectors_; }
-  [[nodiscard]] int64_t total_bytes() const { return storage_.size(); }
 
  private:
   // The slot, after checks, with the rows counted as filled.

@@ -20,7 +20,8 @@ class HostBackend : public Backend {
   }
   void use_stream(void*) final {}
   [[nodiscard]] bool has_graphs() const final { return false; }
-  void run(uint64_t, const std::function<void()>& work) final { work(); }
+  void run(uint64_t, const std::function<void()>&) final { fail(ErrorKind::kInternal, name(), " has no graphs"); }
+  void wait() final {}
   void upload(void* to, const void* from, int64_t bytes) final {
     if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
   }

@@ -260,12 +260,14 @@ class Backend {
   // before; nullptr: back to the backend's own. A backend on the host has none.
   virtual void use_stream(void* stream) = 0;
 
-  // Calls `work`, which calls operations and nothing else. Where has_graphs(), it may be recorded at the first call
-  // with a key and only repeated by later ones: shapes and addresses must then follow from the key. 0: never recorded.
+  // Only where has_graphs(). Calls `work`, which calls operations and nothing else, and records it at the first call
+  // with a key; later ones may only repeat that: shapes and addresses must follow from the key.
   [[nodiscard]] virtual bool has_graphs() const = 0;
   virtual void run(uint64_t key, const std::function<void()>& work) = 0;
 
-  // Operations.
+  // Operations. Where the memory is the host's they are done when they return; elsewhere they may still be running, and
+  // sample(), download() and wait() return when all that was called before is done.
+  virtual void wait() = 0;
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rms_norm(const RmsNormArgs& args) = 0;
   virtual void linear(const LinearArgs& args) = 0;

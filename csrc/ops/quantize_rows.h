@@ -4,6 +4,7 @@
 // largest value, and eight that clip ever more of it. Symmetric:  code = rne(w / scale) + 8 (or 128);
 // else  zero = rne(-min / scale),  code = rne(w / scale) + zero,  where [min, max] takes in 0. Scales are rounded to
 // scale_dtype before they are used. Sums are taken in 16 lanes and one fixed order: a row's result depends on it alone.
+// For what `fastllm quantize` writes there is another search (python/fastllm/quantize/grid.py says why).
 #pragma once
 
 #include <cstdint>

@@ -96,7 +96,7 @@ struct LogSoftmax {
 };
 
 LogSoftmax log_softmax(std::span<const float> raw, const SampleScans* scans, float top, const SampleScratch& scratch) {
-  if (scans != nullptr) {
+  if (scans != nullptr && sampling::can_sum(top, 1.0f)) {
     return {static_cast<double>(top), std::log(sampling::sum_of_exp(*scans, raw, top, 1.0f, scratch))};
   }
   const double largest = static_cast<double>(find_largest(raw, {}).logit);
@@ -141,12 +141,21 @@ void apply_penalties(std::span<float> logits, const SampleRow& row) {
   for (const LogitBias& bias : row.bias) logits[static_cast<std::size_t>(bias.token)] += bias.bias;
 }
 
+// By words: those of a grammar allow nearly all of their ids or none of them.
 void apply_mask(std::span<float> logits, std::span<const uint32_t> mask) {
-  if (mask.empty()) return;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    const uint32_t word = i / 32 < mask.size() ? mask[i / 32] : 0;
-    if ((word >> (i % 32) & 1u) == 0) logits[i] = -kInfinity;
+  const std::size_t num_words = std::min(mask.size(), (logits.size() + 31) / 32);
+  for (std::size_t w = 0; w < num_words; ++w) {
+    const std::span<float> ids = logits.subspan(32 * w, std::min<std::size_t>(32, logits.size() - 32 * w));
+    if (mask[w] == 0) {
+      std::ranges::fill(ids, -kInfinity);
+      continue;
+    }
+    for (uint32_t banned = ~mask[w]; banned != 0; banned &= banned - 1) {
+      const auto i = static_cast<std::size_t>(std::countr_zero(banned));
+      if (i < ids.size()) ids[i] = -kInfinity;
+    }
   }
+  std::ranges::fill(logits.subspan(std::min(32 * num_words, logits.size())), -kInfinity);
 }
 
 // A histogram over the exponent finds the bin that holds the border of top_p; only that bin is looked at in detail.

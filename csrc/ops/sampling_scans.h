@@ -17,7 +17,8 @@ struct SampleScans {
   // Ids of logits >= threshold from *begin on, ascending, until fewer than 16 places are left. Moves *begin to where it
   // stopped, n at the end. Returns how many.
   int64_t (*collect)(const float* x, int64_t* begin, int64_t n, float threshold, int32_t* ids, int64_t capacity);
-  // sums[b] = sum over block b of exp((x - top) / temperature), within kExpSumError; the same bits on every level.
+  // sums[b] = sum over block b of exp((x - top) / temperature), within kExpSumError if |top| <= 1e7 * temperature; the
+  // same bits on every level.
   void (*exp_sums)(const float* x, int64_t n, float top, float temperature, double* sums);
   // How many are larger than `logit`, or as large with a smaller id.
   int64_t (*count_before)(const float* x, int64_t n, float logit, int64_t id);

@@ -10,7 +10,6 @@ namespace fastllm::sampling {
 namespace {
 
 constexpr double kMargin = 4.0 * kExpSumError;  // the total and a partial sum may both be off
-constexpr float kHighestTemperature = 1e6f;     // beyond, exponents in float could overflow
 
 // All ids with a logit of at least `threshold`, ascending; false if they are too many.
 struct Listed {
@@ -67,6 +66,12 @@ int32_t draw_from_all(std::span<const float> logits, const SampleRow& row, const
 
 }  // namespace
 
+bool can_sum(float largest, float temperature) {
+  constexpr float kHighestTemperature = 1e6f;  // beyond, exponents could overflow
+  constexpr float kHighestQuotient = 1e7f;     // beyond, largest - 87 * temperature is rounded, in the end to largest
+  return temperature <= kHighestTemperature && std::abs(largest) <= kHighestQuotient * temperature;
+}
+
 Candidate find_first(const SampleScans& scans, std::span<const float> logits, float top, const SampleScratch& scratch) {
   int64_t begin = 0;
   constexpr int64_t kOneVector = 16;  // collect() stops after the first one
@@ -116,8 +121,8 @@ Narrowed narrow(const SampleScans& scans, std::span<const float> logits, const S
     if (listed.is_complete) return {-1, listed.ids, false, {}};
     return {};
   }
-  if (row.temperature > kHighestTemperature) return {};
   const auto largest = static_cast<float>(weigher.largest);
+  if (!can_sum(largest, row.temperature)) return {};
   const std::span<double> sums = scratch.sums.first((logits.size() + kSampleBlock - 1) / kSampleBlock);
   scans.exp_sums(logits.data(), std::ssize(logits), largest, row.temperature, sums.data());
   const double total = std::accumulate(sums.begin(), sums.end(), 0.0);

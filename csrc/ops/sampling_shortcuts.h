@@ -9,6 +9,8 @@ namespace fastllm::sampling {
 Candidate find_first(const SampleScans& scans, std::span<const float> logits, float top, const SampleScratch& scratch);
 std::span<Candidate> select_top(const SampleScans& scans, std::span<const float> logits, std::size_t k,
                                 const SampleScratch& scratch);
+// Whether exp_sums() keeps its bound: only then may sum_of_exp() be called.
+bool can_sum(float largest, float temperature);
 double sum_of_exp(const SampleScans& scans, std::span<const float> logits, float largest, float temperature,
                   const SampleScratch& scratch);
 

@@ -62,9 +62,6 @@ class OpsBackend:
     @property
     def page_size(self) -> int: ...
 
-    @property
-    def dlpack_device(self) -> tuple[int, int]: ...
-
     def empty(self, arg0: Sequence[int], arg1: str, /) -> object: ...
 
     def copy(self, arg0: OpsCallArrays, arg1: Annotated[NDArray, dict(writable=False)], arg2: NDArray, /) -> None: ...
@@ -443,6 +440,10 @@ class Model:
     def page_size(self) -> int: ...
 
     @property
+    def shares_host_memory(self) -> bool:
+        """Whether the device's memory is the host's."""
+
+    @property
     def device_free_bytes(self) -> int:
         """Free memory of the device; 0 where it is the host's."""
 
@@ -471,7 +472,9 @@ class Model:
         """Bytes of each matrix as it is held."""
 
     def weight_memory(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
-        """All weights as they lie in memory: bytes that a packed cache keeps."""
+        """
+        All weights as they lie in memory: bytes that a packed cache keeps. Only with shares_host_memory.
+        """
 
     def mark_filled(self) -> None:
         """After weight_memory() was written whole."""

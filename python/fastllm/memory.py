@@ -91,10 +91,11 @@ def plan_memory(
     max_num_seqs: int,
     memory_budget: int | str | None,
     kv_cache_tokens: int | None,
-    device_free_bytes: int = 0,
+    device_free_bytes: int | None,
 ) -> MemoryPlan:
-    """Divides the budget. ``None`` for the budget takes at most 80 % of the host's memory that is free now (90 % of a
-    device's own), and no more K/V than ``max_num_seqs`` sequences of ``max_model_len`` tokens can use.
+    """Divides the budget. ``None`` for the budget takes at most 80 % of the host's memory that is free now (90 % of
+    ``device_free_bytes``, which is not ``None`` if the device has its own), and no more K/V than ``max_num_seqs``
+    sequences of ``max_model_len`` tokens can use.
 
     Raises:
         OutOfMemoryError: the plan does not fit; the text shows it and what to change.
@@ -102,7 +103,7 @@ def plan_memory(
     if memory_budget is not None:
         budget = parse_bytes(memory_budget)
     else:
-        budget = int(device_free_bytes * 0.9) if device_free_bytes > 0 else int(available_bytes() * 0.8)
+        budget = int(available_bytes() * 0.8) if device_free_bytes is None else int(device_free_bytes * 0.9)
     fixed = weight_bytes + activation_bytes
     useful_pages = max_num_seqs * -(-max_model_len // page_size)
     if kv_cache_tokens is not None:

@@ -186,7 +186,7 @@ class Runtime:
             max_num_seqs=options.max_num_seqs,
             memory_budget=options.memory_budget,
             kv_cache_tokens=options.kv_cache_tokens,
-            device_free_bytes=native.device_free_bytes,
+            device_free_bytes=None if native.shares_host_memory else native.device_free_bytes,
         )
 
     def info(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class HeldWeights:
             return
         self.quantization = self._describe(self._plan)
         # A device's memory cannot be read from a file: it is packed anew.
-        if cache is None or native.device_free_bytes > 0:
+        if cache is None or not native.shares_host_memory:
             self._pack(self._plan, native, show_progress)
         else:
             self._load_through(Path(cache), self._plan, native, show_progress)

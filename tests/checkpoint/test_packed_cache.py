@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 import fastllm
+from fastllm import _core
 from fastllm.checkpoint import packed_cache
 
 OPTIONS = {"num_threads": 2, "max_num_seqs": 2, "kv_cache_tokens": 64}
@@ -46,6 +47,17 @@ def test_second_start_reads_the_same_weights(tmp_path: Path) -> None:
     floats, was_read = _run(folder, cache, quantization=None)
     assert floats == _run(folder, None, quantization=None)[0] and not was_read
     assert len(list(cache.iterdir())) == 2
+
+
+def test_a_device_with_its_own_memory_packs_anew(tmp_path: Path) -> None:
+    folder, cache = tiny.write(tmp_path / "model"), tmp_path / "cache"
+    assert _run(folder, cache, device="cuda:emulated", quantization=None)[1] is None
+    assert not cache.exists()
+    spec = fastllm.checkpoint.loader.load(folder).spec
+    model = _core.Model(spec, device="cuda:emulated", num_threads=1, dtype="bfloat16", formats={})
+    model.allocate_weights()
+    with pytest.raises(fastllm.InternalError, match="cannot be read in place"):
+        model.weight_memory()
 
 
 def _touch(folder: Path) -> None:

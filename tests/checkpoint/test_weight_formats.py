@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import quantized_files as files
 from test_quantized_models import _write
@@ -113,6 +114,35 @@ def test_wrong_formats_are_refused_by_the_core() -> None:
             _core.Model(spec, device="cpu", num_threads=1, dtype="float32", formats=formats).weight_bytes()
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "match"),
+    [
+        ("codes", 16, r"layers\.0\.o: .*codes\[1, 5\] is 16, expected 0 to 15 for int4"),
+        ("zeros", 17, r"layers\.0\.o: .*zeros\[1, 0\] is 17, expected 0 to 16 for int4"),
+        ("scales", 0.1, r"layers\.0\.o: .*scales\[1, 0\] is 0\.1, which is not a float16"),
+        ("scales", np.inf, r"layers\.0\.o: the scale of row 9, group 0 is inf, expected a finite number"),
+    ],
+)
+def test_codes_that_the_format_cannot_hold_are_refused(part: str, value: float, match: str) -> None:
+    spec = fastllm.checkpoint.loader.load(Path(DEMO_MODEL)).spec
+    (shape,) = [MatrixShape(*shape) for shape in _core.matrix_shapes(spec) if shape[0] == "layers.0.o"]
+    formats = {
+        "layers.0.o": _core.MatrixFormat(format="int4", group=64, scale_dtype="float16", has_zeros=True, act="a8")
+    }
+    model = _core.Model(spec, device="cpu", num_threads=1, dtype="float32", formats=formats)
+    model.allocate_weights()
+    groups = shape.num_cols // 64
+    arrays = {
+        "codes": np.full((2, shape.num_cols), 15, np.uint8),
+        "scales": np.ones((2, groups), np.float32),
+        "zeros": np.full((2, groups), 16, np.uint8),
+    }
+    model.fill_codes(name="layers.0.o", **arrays, row_begin=6, expert=0)
+    arrays[part][1, 5 if part == "codes" else 0] = value
+    with pytest.raises(fastllm.CheckpointError, match=match):
+        model.fill_codes(name="layers.0.o", **arrays, row_begin=8, expert=0)
+
+
 # Checkpoints that hold some modules quantized, in _write(): all of layer 0, and the feed-forward of layer 1.
 
 
@@ -164,7 +194,6 @@ def test_routers_are_floats_whatever_is_asked_for() -> None:
 
 
 def test_values_that_cannot_be_rounded_name_tensor_and_file(tmp_path: Path) -> None:
-    import numpy as np
     import tiny
 
     arrays = tiny.tensors()

@@ -97,6 +97,8 @@ def test_attention_over_shuffled_pages(device, heads, dtype, options):
         exact, size = oracle.attention(
             q[begin : begin + n].astype(np.float64), sequences.k[s], sequences.v[s], **options
         )
+        if dtype == "int8" and device.name.startswith("cpu"):  # weights of V in units of the largest: one error for all
+            size = size.max(-1, keepdims=True, initial=0)
         assert_close(
             got[begin : begin + n],
             exact,

@@ -122,6 +122,8 @@ def large_rows(rng, vocab):
     rows["two"][[5, vocab - 3]] = 1.0
     rows["half banned"] = np.where(rng.random(vocab) < 0.5, -np.inf, 3 * oracle.normal(rng, vocab)).astype(np.float32)
     rows["huge"] = (1e30 * oracle.normal(rng, vocab)).astype(np.float32)
+    is_early = np.arange(vocab) < vocab // 2
+    rows["ties far up"] = np.where(is_early & (rng.random(vocab) < 0.5), 1e10, 0).astype(np.float32)
     return rows
 
 
@@ -153,7 +155,7 @@ def test_tokens_of_a_large_vocabulary_are_those_of_the_reference(device, params)
     assert ops.sample(logits, each, device=device) == ops.sample(logits, each, device="reference")
 
 
-@pytest.mark.parametrize("name", ["model", "flat", "ties", "peak", "half banned"])
+@pytest.mark.parametrize("name", ["model", "flat", "ties", "peak", "half banned", "ties far up"])
 def test_log_probabilities_of_a_large_vocabulary(device, name):
     logits = large_rows(np.random.default_rng(46), 20_011)[name][None]
     exact = torch.log_softmax(torch.from_numpy(logits[0]).double(), -1).numpy()

@@ -3,6 +3,11 @@
 W[n, k] ~ (code[n, k] - zero[n, g]) * scale[n, g], codes 0 .. 2^bits - 1, g = k // group. Scales are rounded to the type
 in which they are stored before anything is rounded to them, so that codes and stored scales belong together.
 Zeros are 1 .. 2^bits - 1: every layout can store these (the first GPTQ layout stores zero - 1).
+
+LLM(quantization=...) has a search of its own, in csrc/ops/quantize_rows.cpp. It rounds as fast as weights are read, for
+the packed formats of the kernels: zeros from 0, the groups of those formats, the error of the weights alone. This one
+is shared by the methods: errors through the inputs' Gram matrix, zeros from 1, any group. Of normal weights the mean
+squared errors of the two are within 2 % of each other (4 and 8 bits, groups of 32 and 128), either way.
 """
 
 from __future__ import annotations
