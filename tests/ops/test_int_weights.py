@@ -110,7 +110,7 @@ def skip_f32_on_cuda(request):
 
 def test_cuda_refuses_float32_activations():
     w = Weight(np.random.default_rng(59), (32, 64))
-    with pytest.raises(UnsupportedModelError, match="activation mode f32 .* use bf16"):
+    with pytest.raises(UnsupportedModelError, match=r"activation mode f32 .* use bf16"):
         w.packed("cuda:emulated", "f32")
 
 

@@ -113,8 +113,9 @@ class ActivationModes:
 
 @dataclass(frozen=True, slots=True)
 class WeightFormats:
-    """`packed`: the matrices of integers and fp8 by slot; the others are floats. `kept`: those that are packed as the checkpoint
-    has them, the others of `packed` are rounded. `decoded`: why quantized tensors could not stay, with their number."""
+    """`packed`: the matrices of integers and fp8 by slot; the others are floats. `kept`: those that are packed as the
+    checkpoint has them, the others of `packed` are rounded. `decoded`: why quantized tensors could not stay, with their
+    number."""
 
     packed: dict[str, PackedFormat] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()
