@@ -53,6 +53,7 @@ struct PackedBf16 {
   static __device__ void run(Words w) {
     w.put(0, fma_bf16x2(w.in[0], w.in[1], w.in[2]));
     w.put(1, sub_bf16x2(w.in[4], w.in[5]));
+    w.put(2, mul_bf16x2(w.in[5], w.in[6]));
   }
 };
 struct Bits {

@@ -68,8 +68,9 @@ __device__ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
   return y;
 }
-// sm_80 and sm_89 have no packed bf16 subtraction: the same result by one fma with -1.
+// sm_80 and sm_89 have no packed bf16 subtraction or multiplication: the same result by one fma with -1 or -0.
 __device__ inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(b, 0xbf80bf80u, a); }
+__device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, b, 0x80008000u); }
 
 // Byte i of the result is byte selector[4i..4i+2] of {a, b}.
 __device__ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {

@@ -86,6 +86,7 @@ inline uint32_t sub_f16x2(uint32_t a, uint32_t b) { return simt::fma_x2<f16>(b, 
 inline uint32_t mul_f16x2(uint32_t a, uint32_t b) { return simt::fma_x2<f16>(a, b, 0x80008000u); }
 inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) { return simt::fma_x2<bf16>(a, b, c); }
 inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(b, 0xbf80bf80u, a); }
+inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(a, b, 0x80008000u); }
 
 inline float to_float(e4m3 x) { return fastllm::to_float(fastllm::e4m3{x.bits}); }
 inline e4m3 to_e4m3(float x) { return {fastllm::to_e4m3(x).bits}; }
