@@ -3,6 +3,8 @@
     python benches/http_overhead.py                                  # the demo model
     python benches/http_overhead.py --model DIR --max-tokens 64      # e.g. a shape written by benches/shapes.py
 
+A model without a tokenizer gets a made-up one of the size of its vocabulary, so that there is text to decode.
+
 Both have an engine of their own, of which one works at a time. Client, server and engine share the machine's cores.
 Besides tokens per second it prints the server's CPU time per token outside of the engine's threads, and the client's:
 on a noisy machine those are steadier than the rates.
@@ -19,8 +21,11 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+from shapes import write_tokenizer
 
 from fastllm import LLM, SamplingParams
 from fastllm.bench_serve.client import Target, drive
@@ -70,6 +75,12 @@ def main() -> None:
     prompts = [request.prompt for request in requests]
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens, ignore_eos=True)
     num_tokens = args.streams * args.max_tokens
+    scratch = tempfile.TemporaryDirectory()
+    if args.model and not (Path(args.model) / "tokenizer.json").exists():
+        vocab_size = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
+        write_tokenizer(Path(scratch.name), vocab_size)
+        engine["tokenizer"] = scratch.name
+        options.append(f"--tokenizer={scratch.name}")
     server, url = start_server(args.model, [*options, "--disable-log-requests"])
     rates: dict[str, list[float]] = {"server": [], "generate": []}
     cpu_us: dict[str, list[float]] = {"server_python": [], "client": [], "generate_python": []}
@@ -99,6 +110,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait(30)
+        scratch.cleanup()
     median = {name: statistics.median(values) for name, values in rates.items()}
     print(
         json.dumps(

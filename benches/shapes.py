@@ -137,6 +137,23 @@ def write_checkpoint(shape: str, folder: Path, seed: int = 0) -> None:
     part.rename(folder / "model.safetensors")
 
 
+def write_tokenizer(folder: Path, vocab_size: int, seed: int = 0) -> None:
+    """Writes a tokenizer.json of this size: the bytes, then made-up pieces of words of 2 to 8 letters. Encoding gives
+    bytes alone; decoding does the work of a real one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pieces = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    rng = np.random.default_rng(seed)
+    while len(pieces) < vocab_size:
+        letters = "".join(map(chr, rng.integers(97, 123, rng.integers(2, 9))))
+        pieces.setdefault(("\u0120" if rng.random() < 0.5 else "") + letters, len(pieces))
+    tokenizer = Tokenizer(models.BPE(pieces, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def _bfloat16(rng: np.random.Generator, dims: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint16]]:
     if len(dims) == 1:
         values = np.ones(dims, np.float32)

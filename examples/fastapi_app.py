@@ -5,11 +5,13 @@ uvicorn fastapi_app:app
 
 curl localhost:8000/summary -H 'content-type: application/json' -d '{"text": "The os module ..."}'
 curl localhost:8000/llm/v1/models
+curl localhost:8000/time
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -31,6 +33,12 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(lifespan=lifespan)
 app.mount("/llm", openai_app)
+
+
+@app.get("/time")
+async def now() -> dict[str, str]:
+    """The rest of the app: it answers while the model works, whose steps run in a native thread."""
+    return {"time": datetime.datetime.now(datetime.timezone.utc).isoformat()}
 
 
 class Text(BaseModel):

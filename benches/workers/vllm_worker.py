@@ -1,6 +1,7 @@
 """vLLM on the CPU. argv: model folder, JSON of keyword arguments for vllm.LLM()."""
 
 import json
+import os
 import sys
 
 from protocol import serve, take_stdout
@@ -8,6 +9,7 @@ from protocol import serve, take_stdout
 
 class Vllm:
     def __init__(self, folder: str, options: dict) -> None:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GB
         import vllm
 
         self.version = vllm.__version__
@@ -18,6 +20,7 @@ class Vllm:
             max_model_len=4096,
             max_num_seqs=64,
             enable_prefix_caching=False,
+            gpu_memory_utilization=0.4,  # of the host's memory, on the processor; other peers need some too
             **options,
         )
         self.settings = f"{options}"

@@ -152,7 +152,7 @@ nb::dict stats_of(const EngineStats& s) {
   out["forward_s"] = s.forward_s;
   out["sample_s"] = s.sample_s;
   out["hand_over_s"] = s.hand_over_s;
-  out["num_context_tokens"] = s.num_context_tokens;
+  out["read_bytes"] = s.read_bytes + (s.experts ? s.experts->read_bytes : 0);
   return out;
 }
 
@@ -345,6 +345,20 @@ void bind_engine(nb::module_& m) {
              }
              return stats_of(stats);
            })
+      .def(
+          "expert_use",
+          [](const Engine& self) {
+            EngineStats stats;
+            {
+              const GilRelease release;
+              stats = self.stats();
+            }
+            if (!stats.experts) return nb::bytes("");
+            const std::vector<ExpertUse>& use = stats.experts->use;
+            return nb::bytes(reinterpret_cast<const char*>(use.data()), use.size() * sizeof(ExpertUse));
+          },
+          "[layers, experts, 2] int64 in the machine's byte order: rows that chose the expert, and times that its "
+          "weights were read. Empty for a model without experts.")
       .def("close", &Engine::close, Release())
       .def_prop_ro("is_closed", &Engine::is_closed);
 }

@@ -204,6 +204,14 @@ void bind_model(nb::module_& m) {
       .def(
           "fill_random", [](Model& self, uint64_t seed) { weights_of(self).fill_random(seed); }, "seed"_a, Release())
       .def("unfilled", [](Model& self) { return weights_of(self).unfilled(); })
+      .def(
+          "measure_read_bandwidth",
+          [](Model& self, int num_threads) {
+            if (!self.backend->shares_host_memory()) return 0.0;
+            ThreadPool pool(num_threads);
+            return measure_read_bandwidth(pool, weights_of(self).memory());
+          },
+          "num_threads"_a, Release(), "Bytes per second at which the weights are read; 0: not known.")
       .def("matrix_bytes", &matrix_bytes, "Bytes of each matrix as it is held.")
       .def("weight_memory", &weight_memory,
            "All weights as they lie in memory: bytes that a packed cache keeps. Only with shares_host_memory.")

@@ -91,6 +91,10 @@ std::span<const RowGroup> CpuBackend::sort_by_expert(const MoeFfnArgs& args, int
   for (int64_t e = 0; e < num_experts; ++e) {
     const int64_t count = start[e + 1];
     start[e + 1] += start[e];
+    if (args.use != nullptr && count > 0) {
+      args.use[e].num_tokens += count;
+      ++args.use[e].num_reads;
+    }
     const int64_t parts = ceil_div(count, kGroupRows);
     for (int64_t p = 0; p < parts; ++p) {
       const int64_t begin = count * p / parts;

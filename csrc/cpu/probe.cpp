@@ -11,6 +11,8 @@ namespace fastllm {
 namespace {
 
 constexpr int kPasses = 5;
+constexpr int64_t kReadBytes = int64_t{384} << 20;  // larger than any last-level cache it will be read through
+constexpr int64_t kReadChunk = 256 << 10;
 
 template <class Body>
 double seconds(Body&& body) {
@@ -22,22 +24,26 @@ double seconds(Body&& body) {
 }  // namespace
 
 double measure_read_bandwidth(ThreadPool& pool) {
-  constexpr int64_t kBytes = int64_t{384} << 20;  // larger than any last-level cache it will be read through
-  constexpr int64_t kChunk = 1 << 20;
-  const Buffer buffer(kBytes, "bandwidth probe");
-  const cpu::ProbeKernels& probe = *cpu::kernels_for(detect_isa()).probe;
-  pool.parallel_for(kBytes / kChunk, 1, [&](int64_t chunk, int64_t, int) {
-    std::memset(buffer.data() + chunk * kChunk, 1, static_cast<std::size_t>(kChunk));  // pages of their own
+  const Buffer buffer(kReadBytes, "bandwidth probe");
+  pool.parallel_for(kReadBytes / kReadChunk, 1, [&](int64_t chunk, int64_t, int) {
+    std::memset(buffer.data() + chunk * kReadChunk, 1, static_cast<std::size_t>(kReadChunk));  // pages of their own
   });
+  return measure_read_bandwidth(pool, {buffer.data(), static_cast<std::size_t>(kReadBytes)});
+}
+
+double measure_read_bandwidth(ThreadPool& pool, std::span<const std::byte> memory) {
+  const int64_t num_chunks = std::min(std::ssize(memory), kReadBytes) / kReadChunk;
+  if (num_chunks == 0) return 0.0;
+  const cpu::ProbeKernels& probe = *cpu::kernels_for(detect_isa()).probe;
   double best = 0.0;
   for (int pass = 0; pass < kPasses; ++pass) {
     const double s = seconds([&] {
-      pool.parallel_for(kBytes / kChunk, 1, [&](int64_t chunk, int64_t, int) {
+      pool.parallel_for(num_chunks, 1, [&](int64_t chunk, int64_t, int) {
         float sink = 0.0f;
-        probe.read(buffer.data() + chunk * kChunk, kChunk, &sink);
+        probe.read(memory.data() + chunk * kReadChunk, kReadChunk, &sink);
       });
     });
-    best = std::max(best, static_cast<double>(kBytes) / s);
+    best = std::max(best, static_cast<double>(num_chunks * kReadChunk) / s);
   }
   return best;
 }

@@ -94,9 +94,24 @@ bool EngineCore::step() {
   const bool has_run = scheduler_.has_work() && run_step();
   erase_finished_requests();
   flush();
-  if (has_run) stats_.hand_over_s += monotonic_s() - charged_until_s_;
+  if (has_run) {
+    read_expert_totals();
+    stats_.hand_over_s += monotonic_s() - charged_until_s_;
+  }
   if (!has_run || !scheduler_.has_work()) charged_until_s_ = 0.0;
   return has_run;
+}
+
+// A device is asked for them, so not in every step; but before the engine is idle.
+void EngineCore::read_expert_totals() noexcept {
+  const double now = monotonic_s();
+  if (scheduler_.has_work() && now - expert_totals_s_ < 1.0) return;
+  expert_totals_s_ = now;
+  try {
+    stats_.experts = std::make_shared<const ExpertTotals>(executor_->expert_totals());
+  } catch (...) {
+    // The last figures stay. A device that is gone shows in the next step.
+  }
 }
 
 bool EngineCore::run_step() {
@@ -113,6 +128,7 @@ bool EngineCore::run_step() {
     step_ = &step;
     const double forward_begin = monotonic_s();
     step.sample_begin_s = 0.0;
+    step.read_bytes = 0;
     step.before_sample = nullptr;
     if (const int64_t num_awaited = num_awaited_masks(step); num_awaited > 0) {
       step.before_sample = [this, num_awaited](double forward_s) { bring_masks(num_awaited, forward_s); };
@@ -123,6 +139,7 @@ bool EngineCore::run_step() {
     stats_.schedule_s += forward_begin - begin;
     stats_.forward_s += forward_end - forward_begin;
     stats_.sample_s += end - forward_end;
+    stats_.read_bytes += step.read_bytes;
     charged_until_s_ = end;
     charge(step_items_, end - charged_until);
     charged_until = end;
@@ -226,7 +243,6 @@ void EngineCore::charge(const std::vector<ScheduledTokens>& items, double second
   for (const ScheduledTokens& item : items) num_tokens += item.count;
   for (const ScheduledTokens& item : items) {
     item.sequence->metrics.device_s += seconds * static_cast<double>(item.count) / static_cast<double>(num_tokens);
-    stats_.num_context_tokens += item.first + item.count;
   }
   if (num_tokens > 0) stats_.charged_s += seconds;
   const PagePool& pool = cache_.pool();

@@ -51,6 +51,7 @@ class EngineCore {
   static RequestDelta error_delta(const Sequence& sequence, const Cause& cause) noexcept;
 
   [[nodiscard]] bool run_step();
+  void read_expert_totals() noexcept;
   void charge(const std::vector<ScheduledTokens>& items, double seconds);
   void mark_scheduled(const StepPlan& plan);
   void abort_abandoned();
@@ -89,6 +90,7 @@ class EngineCore {
   Step* step_ = nullptr;
   int64_t num_unscheduled_ = 0;
   double charged_until_s_ = 0.0;  // 0: the engine was idle
+  double expert_totals_s_ = 0.0;
   EngineStats stats_;
 };
 

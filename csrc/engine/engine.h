@@ -57,7 +57,8 @@ struct EngineStats {
   double forward_s = 0.0;  // with the sampling of steps whose device did both without a stop in between
   double sample_s = 0.0;
   double hand_over_s = 0.0;
-  int64_t num_context_tokens = 0;  // whose K/V the forward passes read
+  int64_t read_bytes = 0;                       // that the forward passes had to read, without experts
+  std::shared_ptr<const ExpertTotals> experts;  // as of at most a second ago while steps run; nullptr: none yet
 };
 
 class Engine {

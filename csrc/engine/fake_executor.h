@@ -31,6 +31,7 @@ class FakeExecutor final : public Executor {
  public:
   FakeExecutor(const EngineConfig& config, std::shared_ptr<FakeControls> controls);
   void execute(Step& step) override;
+  [[nodiscard]] ExpertTotals expert_totals() override { return {}; }
 
  private:
   struct Cell {

@@ -52,7 +52,8 @@ ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& lim
       kv_(model_->kv_specs(kv_dtype), num_pages, *model_->backend),
       decoder_(model_->spec, model_->loaded_weights(), *model_->backend, limits),
       device_step_(*model_->backend, limits),
-      limits_(limits) {
+      limits_(limits),
+      read_bytes_(model_->spec, model_->loaded_weights(), model_->kv_specs(kv_dtype), *model_->backend) {
   if (model_->backend->shares_host_memory()) return;
   hidden_.resize(narrow<std::size_t>(checked_mul(limits.max_tokens, model_->spec.hidden_size, "hidden states")));
 }
@@ -63,6 +64,7 @@ void ModelExecutor::execute(Step& step) {
   if (!step.copy_from.empty()) {
     for (const KvLayer& layer : kv_.layers()) backend.copy_pages({layer, step.copy_from, step.copy_to});
   }
+  step.read_bytes = read_bytes_.of_step(step.view, step.num_rows() > 0);
   const double forward_begin_s = monotonic_s();
   float* logits = run_model(step);
   if (step.num_rows() == 0) return;
@@ -78,6 +80,12 @@ void ModelExecutor::execute(Step& step) {
                   .stride = vocab,
                   .rows = step.rows.data(),
                   .results = step.results.data()});
+}
+
+ExpertTotals ModelExecutor::expert_totals() {
+  ExpertTotals totals{decoder_.expert_use(), 0};
+  totals.read_bytes = read_bytes_.of_experts(totals.use);
+  return totals;
 }
 
 // Logits of the step's rows. Steps in which every sequence has one token and one row are padded to few shapes, so that

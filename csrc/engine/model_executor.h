@@ -7,6 +7,7 @@
 
 #include "engine/device_step.h"
 #include "engine/executor.h"
+#include "engine/read_bytes.h"
 #include "kv/kv_storage.h"
 #include "model/decoder.h"
 #include "model/weight_slots.h"
@@ -52,6 +53,7 @@ class ModelExecutor final : public Executor {
  public:
   ModelExecutor(std::shared_ptr<Model> model, const StepLimits& limits, int64_t num_pages, DType kv_dtype);
   void execute(Step& step) override;
+  [[nodiscard]] ExpertTotals expert_totals() override;
 
  private:
   float* run_model(const Step& step);
@@ -62,6 +64,7 @@ class ModelExecutor final : public Executor {
   Decoder decoder_;
   DeviceStep device_step_;
   StepLimits limits_;
+  ReadBytes read_bytes_;
   std::vector<float> hidden_;  // [T, E] of a step, where the host does not share the memory of the backend
 };
 

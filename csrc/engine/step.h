@@ -39,6 +39,7 @@ struct Step {
   // the pass took: fills the masks that were made meanwhile into `rows`.
   std::function<void(double forward_s)> before_sample;
   double sample_begin_s = 0.0;  // monotonic_s() between forward and sample, set by the executor; 0: not known
+  int64_t read_bytes = 0;       // of the forward pass, without experts, set by the executor; see engine/read_bytes.h
 
   std::vector<int32_t> copy_from;  // copy-on-write, before the forward pass
   std::vector<int32_t> copy_to;

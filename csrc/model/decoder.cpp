@@ -58,6 +58,7 @@ Activations place(const ModelSpec& spec, const StepLimits& limits, Arena& arena)
   a.shared_gate = take_mat(arena, w.has_shared ? t : 0, 1);
   a.experts = arena.take<int32_t>(checked_mul(t, w.experts_per_token));
   a.expert_weights = arena.take<float>(checked_mul(t, w.experts_per_token));
+  a.expert_use = arena.take<ExpertUse>(checked_mul(std::ssize(spec.layers), w.experts));
   a.last = take_mat(arena, limits.max_logit_rows, spec.hidden_size);
   a.logits = arena.take<float>(checked_mul(limits.max_logit_rows, spec.vocab_size));
   for (const RopeSpec& rope : spec.ropes) {
@@ -149,6 +150,8 @@ Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& ba
     const std::vector<float>& inv_freq = spec.ropes[i].inv_freq;
     backend.upload(activations_.inv_freq[i], inv_freq.data(), static_cast<int64_t>(inv_freq.size() * sizeof(float)));
   }
+  const std::vector<ExpertUse> unused(spec.layers.size() * narrow<std::size_t>(widths_of(spec).experts));
+  backend.upload(activations_.expert_use, unused.data(), static_cast<int64_t>(unused.size() * sizeof(ExpertUse)));
   for (std::size_t i = 0; i < spec.layers.size(); ++i) layers_.push_back(look_up(weights, i));
   backend.reserve(op_limits(spec, limits));
 }
@@ -205,6 +208,7 @@ float* Decoder::forward(const StepView& step, std::span<const KvLayer> kv, std::
     add_and_norm(get(layer.ffn_norm), w.ffn_norm, true, a);
     block.normed = layer.ffn_norm ? a.normed : a.residual;
     if (layer.moe) {
+      block.expert_use = a.expert_use + static_cast<int64_t>(i) * a.router.cols;
       moe_ffn_block(*layer.moe, w, backend_, block);
     } else {
       dense_ffn_block(*layer.ffn, *w.gate_up, *w.down, a.delta, backend_, block);
@@ -221,6 +225,12 @@ float* Decoder::forward(const StepView& step, std::span<const KvLayer> kv, std::
   backend_.linear({last, lm_head_, nullptr, logits});
   if (spec_.final_softcap > 0.0f) backend_.softcap({logits, spec_.final_softcap});
   return a.logits;
+}
+
+std::vector<ExpertUse> Decoder::expert_use() const {
+  std::vector<ExpertUse> use(spec_.layers.size() * static_cast<std::size_t>(activations_.router.cols));
+  backend_.download(use.data(), activations_.expert_use, static_cast<int64_t>(use.size() * sizeof(ExpertUse)));
+  return use;
 }
 
 Mat Decoder::hidden_states(std::span<const int32_t> token_rows) {

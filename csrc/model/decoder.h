@@ -39,6 +39,7 @@ struct Activations {
   float* logits = nullptr;          // [R, V]
   int32_t* experts = nullptr;       // [T, k]
   float* expert_weights = nullptr;  // [T, k]
+  ExpertUse* expert_use = nullptr;  // [L, X] of all steps, and of its layer in a block
   std::vector<float*> cos;          // per rotation, [T, rotary_dim / 2]
   std::vector<float*> sin;
   std::vector<float*> inv_freq;  // per rotation, [rotary_dim / 2]: a constant that lives beside them
@@ -69,6 +70,8 @@ class Decoder {
   // Final hidden states [rows, E] of token rows of the last forward(): what the output head reads, normed. Valid until
   // the next call of either.
   Mat hidden_states(std::span<const int32_t> token_rows);
+  // How much each expert was used so far, [L, X]; empty for a model without experts, zeros for layers without.
+  [[nodiscard]] std::vector<ExpertUse> expert_use() const;
 
  private:
   void add_and_norm(const NormSpec* norm, const float* weight, bool has_delta, const Activations& a) const;

@@ -184,6 +184,12 @@ struct MoeRouteArgs {
   float* weights = nullptr;    // [T, k]
 };
 
+// How much an expert was used so far.
+struct ExpertUse {
+  int64_t num_tokens = 0;  // rows of moe_ffn that chose it
+  int64_t num_reads = 0;   // times that its weights were read: passes of moe_ffn in which a row chose it
+};
+
 // y[t] = sum over the chosen experts, in ascending expert index, of weight * down(act(gate_up(x[t]))).
 struct MoeFfnArgs {
   Mat x;  // [T, E]
@@ -195,7 +201,8 @@ struct MoeFfnArgs {
   const float* gate_up_bias = nullptr;    // [X, 2F] or nullptr
   const float* down_bias = nullptr;       // [X, E] or nullptr
   ActivationSpec activation;
-  Mat y;  // [T, E]
+  Mat y;                     // [T, E]
+  ExpertUse* use = nullptr;  // [X] added to, or nullptr; the counts fall out of sorting the rows by expert
 };
 
 // residual += x * (gate ? sigmoid(gate[t]) : 1)

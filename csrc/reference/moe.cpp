@@ -38,6 +38,19 @@ void ReferenceBackend::moe_route(const MoeRouteArgs& args) {
   }
 }
 
+namespace {
+
+void count_use(const MoeFfnArgs& args) {
+  std::vector<int64_t> counts(static_cast<std::size_t>(args.gate_up->desc.num_experts), 0);
+  for (int64_t i = 0; i < args.x.rows * args.top_k; ++i) ++counts[static_cast<std::size_t>(args.experts[i])];
+  for (std::size_t e = 0; e < counts.size(); ++e) {
+    args.use[e].num_tokens += counts[e];
+    args.use[e].num_reads += counts[e] > 0 ? 1 : 0;
+  }
+}
+
+}  // namespace
+
 void ReferenceBackend::moe_ffn(const MoeFfnArgs& args) {
   const int64_t ffn_dim = args.down->desc.k;
   const auto k = static_cast<std::size_t>(args.top_k);
@@ -46,6 +59,7 @@ void ReferenceBackend::moe_ffn(const MoeFfnArgs& args) {
   std::vector<double> down(static_cast<std::size_t>(args.y.cols));
   std::vector<std::size_t> ascending(k);
   std::vector<double> sum(static_cast<std::size_t>(args.y.cols));
+  if (args.use != nullptr) count_use(args);
   for (int64_t t = 0; t < args.x.rows; ++t) {
     const float* x = args.x.row<float>(t);
     const int32_t* experts = args.experts + t * args.top_k;

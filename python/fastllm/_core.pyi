@@ -388,6 +388,11 @@ class Engine:
 
     def stats(self) -> dict: ...
 
+    def expert_use(self) -> bytes:
+        """
+        [layers, experts, 2] int64 in the machine's byte order: rows that chose the expert, and times that its weights were read. Empty for a model without experts.
+        """
+
     def close(self) -> None: ...
 
     @property
@@ -467,6 +472,9 @@ class Model:
     def fill_random(self, seed: int) -> None: ...
 
     def unfilled(self) -> list[str]: ...
+
+    def measure_read_bandwidth(self, num_threads: int) -> float:
+        """Bytes per second at which the weights are read; 0: not known."""
 
     def matrix_bytes(self) -> dict:
         """Bytes of each matrix as it is held."""

@@ -20,6 +20,9 @@ from fastllm.outputs import EmbeddingOutput, RequestOutput
 from fastllm.params import SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from fastllm.request_state import EmbeddingState, RequestState
     from fastllm.runtime import EngineOptions, Prompt
 
@@ -49,29 +52,37 @@ class _LoopPoller:
     def forget(self, stream: _Stream) -> None:
         self._streams.pop(stream.state.request_id, None)
 
+    def wake(self) -> None:
+        """Lets it see that the engine has ended."""
+        self._has_work.set()
+
     def stop(self) -> None:
+        """Nobody is there any more to take results."""
         self._stopped = True
         self._has_work.set()
 
     def _serve(self) -> None:
         while not self._stopped:
             self._has_work.wait()  # idle: no wake-ups at all
+            deltas: Sequence[Any] = []
+            failure: Exception | None = None
+            is_over = False
             try:
                 deltas = self.channel.poll(_POLL_S)
-                failure: Exception | None = None
                 if not deltas and self.channel.is_closed:
                     deltas = self.channel.poll(0)  # what came before it was closed
                     failure = EngineClosedError("the engine was closed before this request had finished")
-            except Exception as error:  # handed to every consumer of the loop
-                deltas, failure = [], error
+                    is_over = True
+            except Exception as error:  # ends the requests that are here; those that come later are served
+                failure = error
             if not self._hand_over(deltas, failure):
                 self._abort_all()
                 return
-            if failure is not None:
+            if is_over:
                 return
             if not self._streams:
                 self._has_work.clear()
-                if self._streams or self._stopped:  # in between
+                if self._streams or self._stopped or self.channel.is_closed:  # in between
                     self._has_work.set()
 
     def _hand_over(self, deltas: Sequence[Any], failure: Exception | None) -> bool:
@@ -229,7 +240,15 @@ class AsyncLLM:
 
     def stats(self) -> dict[str, Any]:
         """The engine's counters: running and waiting requests, pages, steps, tokens. Cheap; also after ``close()``."""
-        return dict(self._runtime.engine.stats())
+        return {**self._runtime.engine.stats(), "num_grammars": self._runtime.num_grammars}
+
+    def expert_use(self) -> npt.NDArray[np.int64]:
+        """See ``LLM.expert_use``."""
+        return self._runtime.expert_use()
+
+    def measure_read_bandwidth(self) -> float | None:
+        """See ``LLM.measure_read_bandwidth``."""
+        return self._runtime.measure_read_bandwidth()
 
     @property
     def chat_template(self) -> str | None:
@@ -257,9 +276,12 @@ class AsyncLLM:
         return self._runtime._tokenizer().byte_table.bytes(token_id)
 
     async def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **template_variables: Any
+        self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **template_variables: Any
     ) -> list[int]:
-        """Token ids of a conversation by the model's chat template, rendered beside the event loop."""
+        """Token ids of a conversation by the model's chat template, rendered beside the event loop.
+
+        ``self`` and ``messages`` are positional only: a variable of a template may have any name.
+        """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             None,
@@ -272,7 +294,8 @@ class AsyncLLM:
         """Ends the engine; consumers get EngineClosedError."""
         self._runtime.close()
         with self._pollers_lock:
-            _stop_all(self._pollers)
+            for poller in list(self._pollers.values()):
+                poller.wake()  # not stop(): it has yet to hand over the ends of the requests
 
     async def __aenter__(self) -> AsyncLLM:
         return self

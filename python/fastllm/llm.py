@@ -13,6 +13,9 @@ from fastllm.outputs import EmbeddingOutput, RequestOutput
 from fastllm.params import SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from fastllm.request_state import EmbeddingState, RequestState
     from fastllm.runtime import Prompt
 
@@ -266,6 +269,22 @@ class LLM:
     def info(self) -> dict[str, Any]:
         """Each decision that ``None`` or ``"auto"`` left to the library, the memory plan, the engine's counters."""
         return self._runtime.info()
+
+    def expert_use(self) -> npt.NDArray[np.int64]:
+        """How much each expert of a mixture was used so far: [layers, experts, 2].
+
+        The first number is that of the tokens that chose the expert, the second how often its weights were read: once
+        in each step that had such a token. Zeros for layers without experts; without layers for models without any.
+        Up to a second old while the engine runs. Cheap; also after ``close()``.
+        """
+        return self._runtime.expert_use()
+
+    def measure_read_bandwidth(self) -> float | None:
+        """Bytes per second at which the engine's threads read the weights where they lie: from memory, or from the
+        processor's cache if they fit into it. Takes a few passes over at most 384 MB; for an engine without work. None
+        on devices that have memory of their own.
+        """
+        return self._runtime.measure_read_bandwidth()
 
     def work_per_token(self) -> dict[str, float]:
         """Parameters, bytes and FLOPs of one token; ``fastllm bench`` divides by them."""

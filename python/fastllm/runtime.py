@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastllm import _core, memory, models
 from fastllm.checkpoint import loader
 from fastllm.checkpoint.config import Config
@@ -30,6 +32,8 @@ from fastllm.text.tokenizer import Tokenizer
 from fastllm.weights import HeldWeights
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastllm.text.chat_template import ChatTemplate
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -124,6 +128,7 @@ class Runtime:
         self.max_model_len = options.max_model_len or spec.max_position
         self._vocab_size: int = spec.vocab_size
         self.hidden_size: int = spec.hidden_size
+        self._num_layers: int = len(spec.layers)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
         with text_folder(folder) as texts:
@@ -216,6 +221,15 @@ class Runtime:
             "memory": {**dataclasses.asdict(self.memory), "total_bytes": self.memory.total_bytes},
             "engine": self.engine.stats(),
         }
+
+    def expert_use(self) -> npt.NDArray[np.int64]:
+        """See ``LLM.expert_use``."""
+        use = np.frombuffer(self.engine.expert_use(), np.int64)
+        return use.reshape((self._num_layers, -1, 2) if use.size else (0, 0, 2))
+
+    def measure_read_bandwidth(self) -> float | None:
+        """See ``LLM.measure_read_bandwidth``."""
+        return self._live().measure_read_bandwidth(self._num_threads) or None
 
     def scorer(self) -> _core.Scorer:
         """The model as it gives whole rows of logits, in the memory that was planned for the engine, which ends here.
@@ -326,6 +340,11 @@ class Runtime:
                 compiler = GrammarCompiler(self._tokenizer(), self._vocab_size, self.eos_token_ids)
                 self._structured = Structured(compiler, MaskWorker(self.engine, self._vocab_size))
             return self._structured
+
+    @property
+    def num_grammars(self) -> int:
+        """Of requests that have not ended."""
+        return 0 if self._structured is None else self._structured.worker.num_grammars
 
     def prepare_embedding(self, prompt: Prompt, pooling: Pooling) -> PreparedEmbedding:
         """``prepare`` for an embedding. Raises InvalidRequestError for a wrong `pooling`."""

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from fastllm import LLM, AsyncLLM, EngineClosedError, InvalidRequestError, QueueFullError, SamplingParams
+from fastllm import (
+    LLM,
+    AsyncLLM,
+    EngineClosedError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    QueueFullError,
+    SamplingParams,
+    _core,
+)
+from fastllm.async_llm import _LoopPoller
 
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "kv_cache_tokens": 8192, "num_threads": 1}
 SHORT = SamplingParams(temperature=0.8, seed=5, max_tokens=16, ignore_eos=True, logprobs=1)
@@ -317,6 +327,48 @@ def test_closing_ends_every_stream_with_an_error():
         with pytest.raises(EngineClosedError):
             await collect(llm, 0)
         llm.close()
+
+    asyncio.run(main())
+
+
+def test_closing_reaches_consumers_while_older_results_are_handed_over(monkeypatch):
+    hand_over = _LoopPoller._hand_over
+
+    def slow(self, deltas, failure):
+        time.sleep(0.1)  # as when other threads keep the interpreter
+        return hand_over(self, deltas, failure)
+
+    monkeypatch.setattr(_LoopPoller, "_hand_over", slow)
+
+    async def main():
+        llm = AsyncLLM(**SMALL)
+        tasks = [asyncio.create_task(collect(llm, i, LONG)) for i in range(4)]
+        while llm.info()["engine"]["num_running"] < 4:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        await asyncio.get_running_loop().run_in_executor(None, llm.close)
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert all(isinstance(r, EngineClosedError) for r in results), results
+
+    asyncio.run(main())
+
+
+def test_after_results_were_lost_later_requests_are_served(engine, expected, monkeypatch):
+    poll, failures = _core.Channel.poll, [OutOfMemoryError("memory ran out while results were stored")]
+
+    def lossy(self, timeout_s):
+        if failures:
+            raise failures.pop()
+        return poll(self, timeout_s)
+
+    async def main():
+        assert await collect(engine, 0) == expected[0]
+        monkeypatch.setattr(_core.Channel, "poll", lossy)
+        with pytest.raises(OutOfMemoryError):
+            await asyncio.wait_for(collect(engine, 1), 5)
+        assert not failures
+        assert await asyncio.wait_for(collect(engine, 2), 5) == expected[2]
+        await until_idle(engine)
 
     asyncio.run(main())
 

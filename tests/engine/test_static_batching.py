@@ -1,21 +1,11 @@
 """scheduler="static": the same engine and texts, but nobody joins a batch that runs."""
 
-import random
-
 import pytest
 
 from fastllm import LLM, InvalidRequestError, SamplingParams
+from fastllm.bench_serve.workloads import WORKLOADS, Sizes
 
 SEED = 20261124
-
-
-def heavy_tailed(count):
-    """Prompts and output lengths as in W1 of `fastllm bench serve`."""
-    rng = random.Random(SEED)
-    prompts = [[rng.randint(40, 250) for _ in range(rng.randint(4, 60))] for _ in range(count)]
-    lengths = [min(round(6 * rng.paretovariate(1.05)), 400) for _ in range(count)]
-    return prompts, [SamplingParams(temperature=0.7, seed=i, max_tokens=n, ignore_eos=True) for i, n in
-                     enumerate(lengths)]  # fmt: skip
 
 
 def run(scheduler, prompts, params):
@@ -25,7 +15,12 @@ def run(scheduler, prompts, params):
 
 
 def test_same_texts_in_more_than_twice_the_steps():
-    prompts, params = heavy_tailed(384)
+    (workload,) = WORKLOADS["W1"](Sizes(max_model_len=512, num_requests=384, concurrency=32, seed=SEED))
+    prompts = [planned.prompt for planned in workload.requests]
+    params = [
+        SamplingParams(temperature=0.7, seed=i, max_tokens=planned.max_tokens, ignore_eos=True)
+        for i, planned in enumerate(workload.requests)
+    ]
     continuous, few = run("continuous", prompts, params)
     static, many = run("static", prompts, params)
     print(f"steps: continuous {few}, static {many}, ratio {many / few:.2f}")

@@ -40,6 +40,9 @@ SCHEMAS = [
         "$ref": "#/$defs/node",
     },
     {"type": "string", "format": "date"},
+    {"type": "array", "prefixItems": [{"type": "integer", "multipleOf": 250, "minimum": 1, "maximum": 9000},
+                                      {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 9}],
+     "items": False, "minItems": 2},
 ]  # fmt: skip
 LARK = 'start: "sum(" number ("," number)* ")"\nnumber: /[0-9]{1,3}/'
 
@@ -258,6 +261,14 @@ REFUSED = [
     ({"json": {"enum": ["x" * 70_000]}}, "1 to 65536 are allowed"),
     ({"json": {"type": "string", "pattern": "(a{1000}){1000}"}}, "repeats written out"),
     ({"json": {"default": float("nan")}}, "not JSON"),
+    ({"json": {"type": "integer", "multipleOf": 999_983}}, "least common multiple"),
+    ({"json": {"type": "integer", "multipleOf": 2**30}}, "least common multiple"),
+    ({"json": {"type": "integer", "multipleOf": 10**29 + 1}}, "least common multiple"),
+    ({"json": {"type": "integer", "multipleOf": True}}, "multipleOf"),
+    ({"json": {"type": "integer", "multipleOf": -999_983}}, "least common multiple"),
+    ({"json": {"type": "integer", "multipleOf": 0}}, "invalid multiple of"),
+    ({"json": {"type": "integer", "allOf": [{"multipleOf": p} for p in (97, 101, 103, 107)]}}, "least common multiple"),
+    ({"grammar": 'start: %json {"type": "integer", "multipleOf": 999983}'}, "least common multiple"),
     ({"regex": ""}, "1 to 1024"),
     ({"regex": "a" * 1025}, "1 to 1024"),
     ({"regex": "(a"}, "invalid regex"),
@@ -270,6 +281,11 @@ REFUSED = [
     ({"choice": ["a"] * 1025}, "1 to 1024"),
     ({"grammar": "start: unknown_rule"}, "unknown_rule"),
     ({"grammar": "start: A{900}\nA: B{900}\nB: /a{900}/"}, "their product"),
+    ({"grammar": 'start: "a" %json {"type": "array", "uniqueItems": true}'}, "uniqueItems"),
+    ({"grammar": 'start: <"> %json {"type": "integer", "multipleOf": 999983} "'}, "least common multiple"),
+    ({"grammar": "start: %json 5"}, "expected a JSON schema"),
+    ({"grammar": "start: %json"}, "not followed by"),
+    ({"grammar": "start: @answer"}, ""),
     ({"grammar": "(" * 60_000}, ""),
 ]
 
@@ -279,6 +295,28 @@ def test_what_cannot_be_a_grammar_is_refused_before_it_runs(llm, kinds, why):
     with pytest.raises(InvalidRequestError, match=r"^structured_outputs: ") as caught:
         llm.generate("The", params(**kinds))
     assert why in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_schemas_in_a_grammar_are_told_from_its_literals(llm):
+    lark = r"""
+    start: "%json {" /%json [x]/ "\"%json" %json {"const": "%json \"x\""} // %json
+    """
+    assert {one.text for one in outputs(llm, runs=2, grammar=lark)} == {r'%json {%json x"%json"%json \"x\""'}
+
+
+def test_a_busy_machine_makes_no_grammar_too_slow(llm, monkeypatch):
+    import llguidance
+
+    matcher = llguidance.LLMatcher
+
+    def preempted(*args, **kwargs):
+        time.sleep(0.5)
+        return matcher(*args, **kwargs)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", preempted)
+    monkeypatch.setattr("fastllm.structured.compiler.MAX_COMPILE_S", 0.4)
+    compiler = llm._runtime._structured_outputs().compiler
+    assert compiler.submit(StructuredOutputsParams(choice=["busy"])).result()
 
 
 def test_other_types_are_refused(llm):

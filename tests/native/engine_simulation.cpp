@@ -123,6 +123,7 @@ class WatchedExecutor final : public Executor {
     meanwhile_ = std::move(meanwhile);
   }
 
+  [[nodiscard]] ExpertTotals expert_totals() override { return {}; }
   void execute(Step& step) override {
     const PagePool& pool = core_->pages();
     const StepView& view = step.view;

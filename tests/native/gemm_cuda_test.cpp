@@ -337,7 +337,7 @@ NATIVE_TEST(experts) {
     routing.weights = weights.data();
     moe_route(stream, routing);
     const MoeSlots sorted{token_of.data(), slot_of.data(), tiles.data(), num_tiles.data()};
-    moe_sort(stream, experts.data(), tokens, top_k, num_experts, tile_rows, sorted);
+    moe_sort(stream, experts.data(), tokens, top_k, num_experts, tile_rows, sorted, nullptr);
     const bool is_float = format == WeightFormat::kF32;
     if (!is_float) convert_rows(stream, in.data(), k, tokens, k, format, converted.data(), k);
     GemmCall call;

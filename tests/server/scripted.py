@@ -11,19 +11,22 @@ class ScriptedLLM(AsyncLLM):
     def __init__(self, **options):
         super().__init__(max_model_len=512, kv_cache_tokens=4096, **options)
         self.text, self.size, self.template = "", 3, None
+        self.special = ()  # markers that are special tokens
         self.prompts = []
 
     @property
     def chat_template(self):
         return self.template
 
-    async def render_chat(self, messages, *, add_generation_prompt=True, **variables):
+    async def render_chat(self, messages, /, *, add_generation_prompt=True, **variables):
         self.prompts.append((messages, variables))
         text = "\n".join(str(message["content"]) for message in messages)
         return await self.encode(text + ("<think>" if variables.get("open_think") else ""))
 
     async def generate(self, prompt, sampling_params=None, *, priority=0, cache_salt="", deltas=False):
         text, size = self.text, self.size
+        for marker in self.special if sampling_params.skip_special_tokens else ():
+            text = text.replace(marker, "")
         for end in range(size, len(text) + size, size):
             await asyncio.sleep(0)
             finished = end >= len(text)

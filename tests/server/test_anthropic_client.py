@@ -4,10 +4,8 @@ import json
 
 import anthropic
 import pytest
-from scripted import ScriptedLLM
 from serving import Serving
 from test_tools import TIME, WEATHER, hermes
-from toolable import ToolableLLM
 
 from fastllm import LLM, SamplingParams
 from fastllm.server.config import ApiKey, ServerConfig
@@ -28,13 +26,6 @@ def connect(serving, key="none"):
 @pytest.fixture(scope="module")
 def client(shared_server):
     with connect(shared_server) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def scripted():
-    config = ServerConfig(port=0, log_requests=False, tool_call_parser="hermes", reasoning_parser="think")
-    with Serving(config, llm=ScriptedLLM()) as found:
         yield found
 
 
@@ -132,9 +123,8 @@ def test_thinking_text_and_calls_are_blocks(scripted, size):
 @pytest.mark.parametrize(
     "choice", [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "time"}]
 )
-def test_a_call_that_must_come_does(choice):
-    config = ServerConfig(port=0, log_requests=False, tool_call_parser="hermes")
-    with Serving(config, llm=ToolableLLM()) as serving, connect(serving) as client:
+def test_a_call_that_must_come_does(toolable, choice):
+    with connect(toolable) as client:
         for seed in range(3):
             tools = [TOOLS[1], {**TOOLS[1], "name": f"time_{seed}"}]
             got = client.messages.create(model=MODEL, max_tokens=300, messages=USER, tools=tools, tool_choice=choice)

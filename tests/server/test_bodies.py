@@ -1,11 +1,15 @@
 """Bodies are read strictly: what is wrong is a 400 that names the field, in a fixed text, and quickly."""
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
-from serving import Serving
+from serving import ENGINE, Serving
 
+from fastllm import AsyncLLM
+from fastllm.demo import DEMO_MODEL
 from fastllm.server.config import ServerConfig
 
 GOOD = {
@@ -232,3 +236,18 @@ def test_without_strict_openai_unknown_fields_are_left_out_and_named():
         for wrong, param in (({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"), ({"n": 0}, "n")):
             status, answer = server.post("/v1/completions", {**more, **body, **wrong})
             assert (status, answer["error"]["param"]) == (400, param)
+
+
+def test_variables_of_a_template_have_any_name(server):
+    for name in ("self", "loop", "params", "sampling_params", "runtime"):
+        body = {**GOOD["/v1/chat/completions"], "chat_template_kwargs": {name: 1}}
+        assert server.post("/v1/chat/completions", body)[0] == 200
+
+
+def test_a_model_without_a_tokenizer_serves_token_ids(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(DEMO_MODEL) / name, tmp_path)
+    with Serving(ServerConfig(port=0, log_requests=False), llm=AsyncLLM(tmp_path, **ENGINE)) as found:
+        body = {"prompt": [1, 2, 3], "max_tokens": 2, "ignore_eos": True}
+        status, answer = found.post("/v1/completions", body)
+        assert status == 200 and answer["usage"]["completion_tokens"] == 2, answer

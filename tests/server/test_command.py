@@ -1,16 +1,20 @@
 """``fastllm serve`` as a process: start, drain, signals, wrong usage."""
 
+import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
+import psutil
 import pytest
 
 
@@ -53,16 +57,16 @@ class Command:
 
 
 def test_it_starts_quickly_says_what_it_is_and_stops_at_once_when_idle():
-    start = time.monotonic()
-    with Command() as command:
+    with Command("--drain-timeout", "300") as command:
         command.wait_until_listening()
-        assert time.monotonic() - start < 10
+        times = psutil.Process(command.process.pid).cpu_times()
+        # The aim of 2 s is for a machine that has nothing else to do; CPU time does not depend on the others.
+        print(f"CPU time of the start: {times.user + times.system:.2f} s")
+        assert times.user + times.system < 4
         assert any("KV cache" in line for line in command.lines)
         assert command.stream(4).read().endswith(b"[DONE]\n\n")
-        start = time.monotonic()
         command.process.send_signal(signal.SIGTERM)
-        code, _ = command.end()
-        assert code == 0 and time.monotonic() - start < 2
+        assert command.end()[0] == 0  # which it waits 30 s for
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((command.host, command.port))
@@ -86,21 +90,58 @@ def test_running_streams_end_whole_and_new_requests_get_503(sig):
         assert code == 0 and "Traceback" not in log
 
 
+def test_a_drain_under_load_cuts_no_stream():
+    """Clients keep coming while the server is told to stop: each stream is whole, or was refused as a whole."""
+    options = ["--max-num-seqs", "8", "--max-queue", "16", "--disable-log-requests"]
+    with Command(*options).wait_until_listening() as command:
+        outcomes, begun = [], threading.Event()
+
+        def client(seed):
+            rng = random.Random(seed)
+            while True:
+                try:
+                    answer = command.stream(rng.randrange(50, 400))
+                    data = answer.read()
+                except (ConnectionError, http.client.RemoteDisconnected):  # it has stopped
+                    return outcomes.append("gone")
+                if answer.status == 503:
+                    assert answer.headers["retry-after"]
+                    outcomes.append("refused")
+                    time.sleep(0.01)
+                    continue
+                assert answer.status == 200
+                outcomes.append("whole" if data.endswith(b"data: [DONE]\n\n") else "cut")
+                begun.set()
+
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            clients = [pool.submit(client, seed) for seed in range(24)]
+            assert begun.wait(30)
+            command.process.send_signal(signal.SIGTERM)
+            for one in clients:
+                one.result(60)
+        code, log = command.end()
+        assert code == 0 and "Traceback" not in log
+        assert "cut" not in outcomes and outcomes.count("whole") >= 8 and "gone" in outcomes
+
+
 def test_the_second_signal_ends_it_at_once_and_the_drain_has_an_end():
-    with Command("--device", "reference").wait_until_listening() as command:
+    slow = ["--device", "reference", "--max-model-len", "1024"]
+    with Command(*slow, "--drain-timeout", "300").wait_until_listening() as command:
         stream = command.stream(900)
         stream.read(5)
         command.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-        start = time.monotonic()
         command.process.send_signal(signal.SIGTERM)
-        assert command.end()[0] == 0 and time.monotonic() - start < 3
-    with Command("--device", "reference", "--drain-timeout", "0.5").wait_until_listening() as command:
+        assert command.end()[0] == 0
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            stream.read()
+    with Command(*slow, "--drain-timeout", "0.5").wait_until_listening() as command:
         stream = command.stream(900)
         stream.read(5)
-        start = time.monotonic()
         command.process.send_signal(signal.SIGTERM)
-        assert command.end()[0] == 0 and time.monotonic() - start < 5
+        assert command.end()[0] == 0
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            stream.read()
 
 
 def free_port():
@@ -160,6 +201,16 @@ def test_wrong_usage_ends_with_2_and_a_sentence(options, text):
     with Command(*options) as command:
         code, log = command.end()
     assert code == 2 and text in re.sub(r"\x1b\[[0-9;]*m", "", log) and "Traceback" not in log
+
+
+def test_a_model_without_a_tokenizer_is_refused_with_a_sentence(tmp_path):
+    shape = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300, "hidden_size": 32,
+             "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+             "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_act": "silu", "rope_theta": 1e4}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    with Command(str(tmp_path), "--load-format", "dummy") as command:
+        code, log = command.end()
+    assert code == 2 and "tokenizer" in log and "Traceback" not in log
 
 
 def test_without_the_extra_there_is_a_line_with_the_pip_command():

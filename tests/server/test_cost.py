@@ -45,8 +45,9 @@ def test_seconds_of_all_requests_add_up_to_the_wall_time(n, kv_cache_tokens):
     assert charged == pytest.approx(stats["charged_s"], rel=1e-9)
     assert pages == pytest.approx(stats["kv_page_s"], rel=1e-9)
     # All arrive in one call and the engine never idles: from the first step to the last token is the wall time.
-    parts = stats["schedule_s"] + stats["forward_s"] + stats["sample_s"] + stats["hand_over_s"]
-    assert parts == pytest.approx(charged, rel=0.01)
+    # All parts of all steps, but the hand-over of the last one, which is nobody's and may take long on a busy machine.
+    parts = stats["schedule_s"] + stats["forward_s"] + stats["sample_s"]
+    assert parts <= charged * 1.001 and charged <= (parts + stats["hand_over_s"]) * 1.001
     assert all(output.metrics.device_s > 0 and output.metrics.kv_page_s > 0 for output in outputs)
     longest = max(output.metrics.total_s - output.metrics.queued_s for output in outputs)
     assert charged >= 0.99 * longest
@@ -79,7 +80,7 @@ def test_metrics_and_logs_add_up(server, caplog):
     with caplog.at_level(logging.INFO, logger="fastllm.server.request"):
         for i in range(3):
             server.post("/v1/completions", {"prompt": ["The os", f"A {i}"], "n": 2, "max_tokens": 30})
-    settle(server)
+        settle(server)
     after = samples(server)
 
     def grown(name):

@@ -1,5 +1,6 @@
 """Content filters: nothing of a match leaves, whatever the pieces; the rest leaves unchanged."""
 
+import dataclasses
 import re
 
 import pytest
@@ -82,7 +83,7 @@ def serving(tmp_path_factory):
     path = tmp_path_factory.mktemp("filter") / "words"
     path.write_text("forbidden\nsecret plan\n")
     config = ServerConfig(port=0, log_requests=False, filters=load_filters(word_file=path, patterns=[r"\d{4}-\d{4}"]))
-    with Serving(config, llm=ScriptedLLM()) as found:
+    with Serving(dataclasses.replace(config, tool_call_parser="hermes"), llm=ScriptedLLM()) as found:
         yield found
 
 
@@ -112,3 +113,44 @@ def test_prompts_are_filtered_and_logprobs_are_not_given(serving):
     assert (status, answer["error"]["param"]) == (400, "messages[0].content")
     assert serving.post("/v1/completions", {"prompt": "a", "logprobs": 1})[0] == 400
     assert serving.post("/v1/completions", {"prompt": "a"})[0] == 200
+
+
+USER = {"role": "user", "content": "hi"}
+
+
+def called(arguments, **more):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return [
+        USER,
+        {"role": "assistant", "tool_calls": [call], **more},
+        {"role": "tool", "tool_call_id": "a", "content": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("chat/completions", {"messages": called('{"a": ["the secret plan"]}')}, "messages[1].tool_calls"),
+        ("chat/completions", {"messages": called('{"forbidden": 1}')}, "messages[1].tool_calls"),
+        ("chat/completions", {"messages": called("{}", reasoning_content="forbidden")},
+         "messages[1].reasoning_content"),
+        ("chat/completions", {"messages": [{**USER, "name": "forbidden"}]}, "messages[0].name"),
+        ("chat/completions", {"messages": [USER], "chat_template_kwargs": {"a": "forbidden"}}, "chat_template_kwargs"),
+        ("chat/completions", {"messages": [USER], "chat_template_kwargs": {"forbidden": 1}}, "chat_template_kwargs"),
+        ("chat/completions", {"messages": [USER], "tools": [
+            {"type": "function", "function": {"name": "f", "description": "forbidden"}}]}, "tools"),
+        ("chat/completions", {"messages": [USER], "tools": [
+            {"type": "function", "function": {"name": "f", "parameters": {"forbidden": {}}}}]}, "tools"),
+        ("responses", {"input": "x", "instructions": "forbidden"}, "input"),
+        ("responses", {"input": [{"type": "reasoning", "summary": [], "content": [
+            {"type": "reasoning_text", "text": "forbidden"}]}, {"role": "assistant", "content": "x"}]}, "input"),
+        ("messages", {"system": "a", "messages": [{**USER, "content": "forbidden"}], "max_tokens": 5}, "messages"),
+        ("messages", {"messages": [USER], "max_tokens": 5, "tools": [
+            {"name": "f", "description": "forbidden", "input_schema": {}}]}, "tools"),
+    ],
+)  # fmt: skip
+def test_every_text_that_the_template_sees_is_filtered(serving, path, body, param):
+    serving.llm.text = "fine"
+    status, answer = serving.post(f"/v1/{path}", body)
+    assert status == 400 and answer["error"]["message"].startswith(f"{param}: holds what"), answer
+    assert answer["error"].get("param", param) == param

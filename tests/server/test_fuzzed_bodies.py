@@ -50,7 +50,12 @@ SEEDS = {
                 },
             },
         },
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "structured_outputs": {"json": {"allOf": [{"type": "integer", "multipleOf": m} for m in (6, 35, 89)]}},
+        },
         {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"choice": ["a", "b"]}},
+        {"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"self": 1, "enable_thinking": True}},
         {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"regex": "(a|b){2,4}[^c]?"}},
         {"messages": [{"role": "user", "content": "hi"}], "structured_outputs": {"grammar": 'start: "a" /b+/ "c"'}},
     ],

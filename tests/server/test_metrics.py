@@ -9,6 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Serving, wait_for
 
+from fastllm import AsyncLLM
+from fastllm.demo import DEMO_MODEL
+from fastllm.server.bandwidth import BandwidthShare
 from fastllm.server.config import ServerConfig
 from fastllm.server.histogram import Histogram
 
@@ -18,6 +21,24 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def server():
     with Serving(ServerConfig(port=0, log_requests=False)) as serving:
+        yield serving
+
+
+MIXTURE = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 4096, "hidden_size": 64,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu",
+    "rope_theta": 1e4, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """A mixture of experts with random weights, on a machine that reads 1 GB/s."""
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "config.json").write_text(json.dumps(MIXTURE))
+    llm = AsyncLLM(str(folder), load_format="dummy", tokenizer=DEMO_MODEL, max_num_seqs=8, kv_cache_tokens=4096)
+    with Serving(ServerConfig(port=0, log_requests=False, memory_bandwidth=1e9), llm=llm) as serving:
         yield serving
 
 
@@ -34,6 +55,7 @@ def samples(server):
 
 
 def test_counts_are_those_of_the_requests(server):
+    server.wait_until_idle()  # the token of the start is counted after it was handed over
     before = samples(server)
     body = {"prompt": "The os module", "max_tokens": 10, "ignore_eos": True, "n": 2}
     start = time.monotonic()
@@ -77,10 +99,42 @@ def test_what_does_not_end_well_is_counted_by_kind(server):
     assert after["vllm:request_success_total{finished_reason=abort}"] >= 2
 
 
+def test_experts_and_the_share_of_the_bandwidth(mixture):
+    wait_for(lambda: mixture.llm.expert_use().size)  # of the first token, at the start
+    before = samples(mixture)
+    prompts = [[5 + i] * 20 for i in range(3)]
+    mixture.post("/v1/completions", {"prompt": prompts, "max_tokens": 11, "ignore_eos": True})
+    wait_for(lambda: samples(mixture)["vllm:num_requests_running"] == 0)
+    after = samples(mixture)
+    for layer in range(2):
+        names = [name for name in after if name.startswith("fastllm:expert_tokens_total") and f"layer={layer}" in name]
+        assert len(names) == 5
+        # The prompts, and the outputs but their last tokens, two experts each.
+        assert sum(after[name] - before[name] for name in names) == 2 * 3 * (20 + 10)
+    read = after["fastllm:engine_read_bytes_total"] - before["fastllm:engine_read_bytes_total"]
+    forward = "fastllm:engine_step_seconds_total{part=forward}"
+    assert after["fastllm:memory_bandwidth_bytes"] == 1e9
+    # All steps of this server, if it is younger than the window.
+    assert after["fastllm:memory_bandwidth_share"] > 0 and read > 0 and after[forward] > before[forward]
+
+
+def test_the_share_is_of_the_steps_of_the_last_ten_seconds():
+    share = BandwidthShare(100.0)
+    assert share.share({"read_bytes": 50, "forward_s": 1.0}) == 0.5
+    for second in range(30):
+        share.add(float(second), {"read_bytes": 10 * second, "forward_s": 0.5 * second})
+        share.add(second + 0.1, {"read_bytes": 1e9, "forward_s": 1.0})  # asked more often than once a second
+    now = {"read_bytes": 10 * 29 + 30, "forward_s": 0.5 * 29 + 1.0}
+    assert share.share(now) == pytest.approx((10 * 10 + 30) / (0.5 * 10 + 1.0) / 100)
+    assert share.share({"read_bytes": 190, "forward_s": 0.5 * 19}) == 0.0
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "dashboards").glob("*")), ids=lambda path: path.name)
-def test_boards_and_alerts_ask_for_metrics_that_are_there(server, path):
-    server.post("/v1/completions", {"prompt": "a", "telepathy": 1})
-    names = {re.sub(r"\{.*", "", name) for name in samples(server)}
+def test_boards_and_alerts_ask_for_metrics_that_are_there(mixture, path):
+    mixture.post("/v1/completions", {"prompt": "a", "telepathy": 1})
+    mixture.post("/v1/completions", {"prompt": "a", "max_tokens": 1})
+    wait_for(lambda: mixture.llm.expert_use().size)
+    names = {re.sub(r"\{.*", "", name) for name in samples(mixture)}
     text = path.read_text()
     if path.suffix == ".json":
         board = json.loads(text)

@@ -136,6 +136,9 @@ def test_echo(client, server):
         )
         text = "".join(chunk.choices[0].text for chunk in (got if stream else [got]))
         assert text == "The os module" + plain.choices[0].text
+    only = client.completions.create(model=MODEL, prompt="The os module", max_tokens=0, echo=True)
+    assert only.choices[0].text == "The os module" and only.usage.completion_tokens == 0
+    assert only.usage.total_tokens == only.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
 def test_bias_and_extensions(client, server):

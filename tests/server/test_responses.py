@@ -6,14 +6,10 @@ import jsonschema
 import openai
 import pydantic
 import pytest
-from scripted import ScriptedLLM
-from serving import Serving
 from test_structured import CITY
 from test_tools import TIME, WEATHER, hermes
-from toolable import ToolableLLM
 
 from fastllm import LLM, SamplingParams
-from fastllm.server.config import ServerConfig
 
 TEXT = "What does the os module do?"
 MODEL = "fastllm-demo"
@@ -30,13 +26,6 @@ def connect(serving):
 @pytest.fixture(scope="module")
 def client(shared_server):
     with connect(shared_server) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def scripted():
-    config = ServerConfig(port=0, log_requests=False, tool_call_parser="hermes", reasoning_parser="think")
-    with Serving(config, llm=ScriptedLLM()) as found:
         yield found
 
 
@@ -127,6 +116,17 @@ class Answer(pydantic.BaseModel):
     yes: bool
 
 
+def test_where_it_ends_is_told_as_in_vllm(server, client):
+    """As guidellm does: an exact number of tokens, and no stop strings."""
+    asked = {"model": MODEL, "input": TEXT, "temperature": 0, "max_output_tokens": 300}
+    got = client.responses.create(**asked, tool_choice="none", extra_body={"stop": None, "ignore_eos": True})
+    assert got.usage.output_tokens == 300
+    end = got.output_text[12:18]
+    for stop in (end, [end, "never this"]):
+        cut = client.responses.create(**asked, extra_body={"stop": stop, "ignore_eos": True})
+        assert (cut.output_text, cut.status) == (got.output_text[: got.output_text.index(end)], "completed")
+
+
 def test_formats(server, client):
     got = client.responses.parse(model=MODEL, input=TEXT, text_format=Answer, max_output_tokens=60)
     assert isinstance(got.output_parsed, Answer)
@@ -139,9 +139,8 @@ def test_formats(server, client):
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}])
-def test_a_call_that_must_come_does(choice):
-    config = ServerConfig(port=0, log_requests=False, tool_call_parser="hermes")
-    with Serving(config, llm=ToolableLLM()) as serving, connect(serving) as client:
+def test_a_call_that_must_come_does(toolable, choice):
+    with connect(toolable) as client:
         for seed in range(3):
             got = client.responses.create(
                 model=MODEL, input=TEXT, tools=TOOLS[:1], tool_choice=choice, parallel_tool_calls=False,

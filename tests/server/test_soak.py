@@ -32,6 +32,7 @@ class Server:
     def __enter__(self):
         # The pages of the KV cache become resident when they are first used: with few of them that is over quickly.
         options = ["--port=0", "--max-model-len=512", "--kv-cache-tokens=8192", "--disable-log-requests"]
+        options += ["--tool-call-parser=hermes", "--reasoning-parser=think"]
         command = [sys.executable, "-m", "fastllm", "serve", *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
@@ -71,35 +72,113 @@ async def raw_client(target, rng, end, tally):
         tally.inter_token_s += [(now, seconds) for seconds in record.inter_token_s()]
 
 
+MESSAGES = [{"role": "user", "content": "What does the os module do?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}},
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}]
+
+
+def numbered(schema, rng):
+    """One of more schemas than are kept compiled."""
+    return {**schema, "title": str(rng.randrange(400))}
+
+
+async def logprobs(client, rng):
+    await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=30, n=2, logprobs=True, top_logprobs=3
+    )
+
+
+async def stream(client, rng):
+    got = await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=60, stream=True, stop=["."], temperature=0.7
+    )
+    async for _ in got:
+        if rng.random() < 0.01:
+            await got.close()
+            break
+
+
+async def embeddings(client, rng):
+    await client.embeddings.create(model=MODEL, input=["The os module"] * rng.randint(1, 20))
+
+
+async def echo(client, rng):
+    await client.completions.create(model=MODEL, prompt=["a", "b"], max_tokens=20, echo=True, seed=1)
+
+
+async def mistake(client, rng):
+    with pytest.raises(openai.BadRequestError):
+        await client.completions.create(model=MODEL, prompt="a", max_tokens=-1)
+
+
+async def structured(client, rng):
+    schema = {"name": "a", "schema": numbered(SCHEMA, rng)}
+    got = await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=80, stream=True, n=2,
+        response_format={"type": "json_schema", "json_schema": schema},
+    )  # fmt: skip
+    async for _ in got:
+        if rng.random() < 0.01:
+            await got.close()
+            break
+
+
+async def refused_grammar(client, rng):
+    with pytest.raises(openai.BadRequestError):
+        schema = {**numbered(SCHEMA, rng), "uniqueItems": True}
+        body = {"structured_outputs": {"json": {"allOf": [schema, {"type": "strin"}]}}}
+        await client.completions.create(model=MODEL, prompt="a", extra_body=body)
+
+
+async def tools(client, rng):
+    await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=80, tools=TOOLS, tool_choice=rng.choice(("auto", "required"))
+    )
+
+
+async def responses(client, rng):
+    wanted = {"format": {"type": "json_schema", "name": "a", "schema": numbered(SCHEMA, rng)}}
+    got = await client.responses.create(
+        model=MODEL, input="What does the os module do?", max_output_tokens=60, stream=True,
+        text=wanted if rng.random() < 0.5 else openai.omit,
+    )  # fmt: skip
+    async for _ in got:
+        pass
+
+
+async def messages(client, rng):
+    tool = {"name": "look", "input_schema": SCHEMA}
+    body = {
+        "messages": MESSAGES,
+        "max_tokens": 60,
+        "tools": [tool],
+        "tool_choice": {"type": rng.choice(("auto", "any"))},
+    }
+    await client.post("/messages", body=body, cast_to=object)
+
+
+KINDS = (logprobs, stream, embeddings, echo, mistake, structured, refused_grammar, tools, responses, messages)
+
+
 async def openai_client(client, rng, end, tally):
-    """Everything else that a client does, mistakes included."""
-    messages = [{"role": "user", "content": "What does the os module do?"}]
+    """Everything else that a client does, mistakes included; one in ten leaves at once or in the middle."""
     while time.monotonic() < end:
-        kind = rng.randrange(5)
+        kind, leaves = rng.choice(KINDS), rng.random() < 0.1
         try:
-            if kind == 0:
-                await client.chat.completions.create(
-                    model=MODEL, messages=messages, max_tokens=30, n=2, logprobs=True, top_logprobs=3
-                )
-            elif kind == 1:
-                stream = await client.chat.completions.create(
-                    model=MODEL, messages=messages, max_tokens=60, stream=True, stop=["."], temperature=0.7
-                )
-                async for _ in stream:
-                    if rng.random() < 0.01:
-                        await stream.close()
-                        break
-            elif kind == 2:
-                await client.embeddings.create(model=MODEL, input=["The os module"] * rng.randint(1, 20))
-            elif kind == 3:
-                await client.completions.create(model=MODEL, prompt=["a", "b"], max_tokens=20, echo=True, seed=1)
-            else:
-                await client.completions.create(model=MODEL, prompt="a", max_tokens=-1)
-            tally.count("openai ok")
-        except openai.BadRequestError:
-            tally.count("openai 400" if kind == 4 else "error: unexpected 400")
+            await asyncio.wait_for(kind(client, rng), rng.random() if leaves else 120)
+            tally.count(f"{kind.__name__} ok")
+        except asyncio.TimeoutError:
+            tally.count(f"{kind.__name__} left" if leaves else f"error: {kind.__name__} takes too long")
         except openai.OpenAIError as error:
-            tally.count(f"error: {type(error).__name__}")
+            tally.count(f"error: {kind.__name__}: {type(error).__name__}")
 
 
 async def watch(server, end, samples):
@@ -161,9 +240,16 @@ def test_nothing_grows():
     }
     print(json.dumps(summary, indent=1))
     assert not [name for name in tally.outcomes if name.startswith("error") or name == "refused"], summary
-    assert min(tally.outcomes.get(name, 0) for name in ("ok", "left", "openai ok", "openai 400")) > 0, summary
+    assert min(tally.outcomes.get(name, 0) for name in ("ok", "left", *(f"{kind.__name__} ok" for kind in KINDS))) > 0
+    assert any(name.endswith(" left") for name in tally.outcomes), summary
     assert growth <= MAX_GROWTH_BYTES, summary
+    assert slope(steady) * (steady[-1][0] - steady[0][0]) <= MAX_GROWTH_BYTES, summary
     assert after["fds"] <= before["fds"] + 2, summary
-    for name in ("fastllm:kv_blocks_used", "vllm:num_requests_running", "vllm:num_requests_waiting"):
+    for name in (
+        "fastllm:kv_blocks_used",
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "fastllm:grammars",
+    ):
         (line,) = [line for line in text.splitlines() if line.startswith(name + "{")]
         assert float(line.rsplit(" ", 1)[1]) == 0, line

@@ -8,7 +8,7 @@ import pytest
 from fastllm import StructuredOutputsParams
 from fastllm.demo import DEMO_MODEL
 from fastllm.server.openai.tool_grammar import after_reasoning, forced_calls, strict_calls
-from fastllm.server.openai.tools import STYLES, FunctionSpec
+from fastllm.server.openai.tools import STYLES, Call, FunctionSpec, ToolParser
 from fastllm.structured.compiler import _ll_tokenizer
 from fastllm.structured.grammar import grammar_text
 from fastllm.text.tokenizer import Tokenizer
@@ -60,17 +60,27 @@ def test_forced_calls(accepts, style, texts, wrong):
     assert not any(accepts(many, text) for text in wrong)
 
 
+def call_of(style, *objects):
+    return hermes(*objects) if style == "hermes" else f"[TOOL_CALLS][{', '.join(objects)}]"
+
+
 @pytest.mark.parametrize("style", ["hermes", "mistral"])
-def test_strict_calls_leave_text_alone(accepts, style):
+def test_strict_calls_leave_text_alone_and_are_read_by_the_parser(accepts, style):
     params = strict_calls(STYLES[style], FUNCTIONS, json.dumps)
-
-    def call(text):
-        return hermes(text) if style == "hermes" else f"[TOOL_CALLS][{text}]"
-
-    for text in ("It is < 5 <tool [TOOL", call(GOOD), "Let me see.\n" + call(OTHER) + " and " + call(GOOD) + " so"):
+    good, other = call_of(style, GOOD), call_of(style, OTHER)
+    texts = {"It is < 5 <tool [TOOL": [], good: ["weather"], "Let me see.\n" + other: ["time"],
+             "Both: " + call_of(style, OTHER, GOOD): ["time", "weather"]}  # fmt: skip
+    if style == "hermes":
+        texts["First " + other + " and " + good + " so"] = ["time", "weather"]
+    for text, names in texts.items():
         assert accepts(params, text), text
-    for text in (call(BAD), "Well " + call("{}"), call(GOOD)[:-1]):
+        parser = ToolParser(STYLES[style], ["weather", "time"])
+        pieces = parser.feed(text) + parser.finish()
+        assert [piece.name for piece in pieces if isinstance(piece, Call)] == names
+    for text in (call_of(style, BAD), "Well " + call_of(style, "{}"), good[:-1]):
         assert not accepts(params, text), text
+    if style == "mistral":
+        assert not accepts(params, good + " so") and not accepts(params, good + good)
 
 
 def test_a_marker_that_is_a_special_token_is_named_by_its_id(accepts):
@@ -90,7 +100,11 @@ def test_a_marker_that_is_a_special_token_is_named_by_its_id(accepts):
         (StructuredOutputsParams(json_object=True), '{"a":[1]}'),
         (StructuredOutputsParams(choice=["a", 'b/"c']), 'b/"c'),
         (StructuredOutputsParams(regex="[a-z/]{2}"), "a/"),
+        (StructuredOutputsParams(regex=r"a\/b\\/c"), "a/b\\/c"),
         (StructuredOutputsParams(grammar='start: "x" y\ny: "y"+'), "xyy"),
+        (StructuredOutputsParams(grammar='start : "x"  thought\nthought: "y" answer\nanswer: "z"'), "xyz"),
+        (StructuredOutputsParams(grammar='start: "(" start ")" | "x"'), "((x))"),
+        (StructuredOutputsParams(grammar='root ::= "a" text\ntext ::= [b-c]+'), "abc"),
         (forced_calls(STYLES["hermes"], FUNCTIONS, json.dumps, one_call=True), hermes(GOOD)),
     ],
 )
@@ -100,4 +114,6 @@ def test_reasoning_comes_first(accepts, params, answer):
     assert not accepts(inside, answer) and not accepts(inside, "hm")
     outside = after_reasoning(params, json.dumps, is_inside=False)
     assert accepts(outside, answer) and accepts(outside, f"<think>\nhm\n</think>\n{answer}")
+    marked = {"<think>": f"<[{IM_END}]>", "</think>": json.dumps("</think>")}.__getitem__
+    assert accepts(after_reasoning(params, marked, is_inside=False), f"<|im_end|>hm</think>\n{answer}")
     assert not accepts(outside, f"<think>\nhm\n</think>\n{answer} and more <")

@@ -9,8 +9,11 @@ from scripted import ScriptedLLM
 from serving import Serving
 
 from fastllm.server.config import ServerConfig
+from fastllm.server.generation import Delta
+from fastllm.server.openai.pipeline import Pipeline
 from fastllm.server.openai.reasoning import ReasoningParser
 from fastllm.server.openai.tools import STYLES, Call, ToolParser
+from fastllm.server.pieces import Splitter
 
 WEATHER, TIME = Call("weather", '{"city":"Bern","days":[1,{"a":"}"}]}'), Call("time", "{}")
 
@@ -19,7 +22,7 @@ def hermes(*calls):
     return "\n".join(f'<tool_call>\n{{"name": "{c.name}", "arguments": {c.arguments}}}\n</tool_call>' for c in calls)
 
 
-# style, text -> plain text (white space aside), calls
+# style, text -> plain text, calls
 CASES = [
     ("hermes", hermes(WEATHER), "", [WEATHER]),
     ("hermes", "Let me see.\n" + hermes(WEATHER, TIME), "Let me see.", [WEATHER, TIME]),
@@ -38,6 +41,23 @@ CASES = [
      + WEATHER.arguments + "}]", "", [TIME, WEATHER]),
     ("mistral", 'Well [TOOL_CALLS] [{"name": "time", "arguments": "{}"}]', "Well", [TIME]),
     ("mistral", "plain [TOOL", "plain [TOOL", []),
+    ("hermes", " spaced \n\n out \n", " spaced \n\n out \n", []),
+    ("hermes", " \n ", " \n ", []),
+    ("llama3_json", " \n ", " \n ", []),
+    ("hermes", " \n" + hermes(TIME) + "\n \n", "", [TIME]),
+    ("hermes", "First \n" + hermes(TIME) + "\n\nand " + hermes(WEATHER, TIME) + " \nso \n",
+     "First \nand so \n", [TIME, WEATHER, TIME]),
+    ("hermes", "a \n<tool_call> no </tool_call> \nb", "a \n<tool_call> no </tool_call> \nb", []),
+    *(("hermes", f"<tool_call>{bad}</tool_call>", f"<tool_call>{bad}</tool_call>", []) for bad in (
+        '{"name": "time"}', '{"name": "other", "arguments": {}}', '{"name": {}, "arguments": {}}',
+        '{"name": "time", "arguments": 5}', '{"name": "time", "arguments": {}} and', '"time"', "",
+        '{"name": "time", "arguments": {}} {"name": "time"', '{"name": "time", "arguments": {"a": NaN}}',
+    )),
+    ("llama3_json", ' {"name": "time", "parameters": {}} \n{"name": "time", "parameters": {}}; ', "", [TIME, TIME]),
+    ("llama3_json", '{"name": "time", "parameters": {}}; then {"name": "time", "parameters": {}}',
+     '{"name": "time", "parameters": {}}; then {"name": "time", "parameters": {}}', []),
+    ("mistral", '[TOOL_CALLS][{"name": "time", "arguments": {}}, {"name": "x", "arguments": {}}]',
+     '[TOOL_CALLS][{"name": "time", "arguments": {}}, {"name": "x", "arguments": {}}]', []),
 ]  # fmt: skip
 
 
@@ -58,15 +78,42 @@ def cuts(text, rng):
 @pytest.mark.parametrize(("style", "text", "plain", "calls"), CASES, ids=lambda value: str(value)[:30])
 def test_calls_do_not_depend_on_the_pieces(style, text, plain, calls):
     for pieces in cuts(text, random.Random(1)):
-        parser = ToolParser(STYLES[style])
-        shown, found = [], []
-        for piece in pieces:
-            more, new = parser.feed(piece)
-            shown.append(more)
-            found += new
-        more, new = parser.finish()
-        assert found + new == calls
-        assert ("".join(shown) + more).strip() == plain
+        parser = ToolParser(STYLES[style], {"weather", "time"})
+        found = [one for piece in pieces for one in parser.feed(piece)] + parser.finish()
+        assert [one for one in found if isinstance(one, Call)] == calls
+        assert "".join(one for one in found if isinstance(one, str)) == plain
+        assert "" not in found
+
+
+THOUGHT = "<think>\n hm \n</think>\n\n"
+TALK = THOUGHT + "I look. \n" + hermes(WEATHER) + "\n" + hermes(TIME) + "\nThen\n" + hermes(TIME) + " Done.\n"
+
+
+def test_pieces_keep_their_order_whatever_the_pieces():
+    # A token is a character here.
+    for pieces in cuts(TALK, random.Random(3)):
+        pipeline = Pipeline(
+            STYLES["hermes"], reasons=True, names={"weather", "time"}, token_bytes=lambda token: chr(token).encode()
+        )
+        splitter = Splitter(pipeline)
+        grown = {}
+        for i, piece in enumerate(pieces):
+            reason = "stop" if i == len(pieces) - 1 else None
+            for one in splitter.feed(Delta(0, piece, [ord(c) for c in piece], None, reason, None)):
+                assert one.is_new == (id(one.block) not in grown)
+                grown[id(one.block)] = grown.get(id(one.block), "") + one.text
+        assert [(block.kind, block.name, block.text) for block in splitter.blocks] == [
+            ("thought", "", "hm"),
+            ("text", "", "I look."),
+            ("call", "weather", WEATHER.arguments),
+            ("call", "time", "{}"),
+            ("text", "", "Then"),
+            ("call", "time", "{}"),
+            ("text", "", "Done.\n"),
+        ]
+        assert [grown[id(block)] for block in splitter.blocks] == [block.text for block in splitter.blocks]
+        assert splitter.finish_reason == "tool_calls"
+        assert splitter.num_thought_tokens == THOUGHT.index("</think>") + len("</think>")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +125,12 @@ def test_calls_do_not_depend_on_the_pieces(style, text, plain, calls):
         (False, " Yes", "", " Yes"),
         (True, "never ends </thin", "never ends </thin", ""),
         (False, "<thi", "", "<thi"),
+        (False, " \n <think> a \n\n b \n</think> \n c \n", "a \n\n b", "c \n"),
+        (False, " \n <b", "", " \n <b"),
+        (False, " \n ", "", " \n "),
+        (True, " a \n", "a \n", ""),
+        (True, " a </thin </think>", "a </thin", ""),
+        (True, " \n ", "", ""),
         (False, "<think></think>Yes", "", "Yes"),
     ],
 )
@@ -92,7 +145,8 @@ TOOLS = [
     {
         "type": "function",
         "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}},
-    }
+    },
+    {"type": "function", "function": {"name": "time"}},
 ]
 USER = [{"role": "user", "content": "Weather in Bern?"}]
 
@@ -126,7 +180,7 @@ def test_the_client_gets_calls(serving, client, size):
         content += choice.delta.content or ""
         found += choice.delta.tool_calls or []
         reasons.append(choice.finish_reason)
-    assert content.strip() == "I look." and reasons[-1] == "tool_calls"
+    assert content == "I look." and reasons[-1] == "tool_calls"
     assert [(c.index, c.function.name, c.function.arguments) for c in found] == [
         (i, c.name, c.arguments) for i, c in enumerate((WEATHER, TIME))
     ]
@@ -158,6 +212,26 @@ def test_a_prompt_may_have_opened_the_think_tag(serving):
     body = {"messages": USER, "chat_template_kwargs": {"open_think": True}}
     message = serving.post("/v1/chat/completions", body)[1]["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("hm", "Yes")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_markers_of_thoughts_may_be_special_tokens(serving, monkeypatch, path):
+    monkeypatch.setattr(serving.llm, "special", ("<think>", "</think>"))
+    serving.llm.text = "<think>hm</think>Yes"
+    answer = serving.post(path, {"messages": USER} if "chat" in path else {"input": "x"})[1]
+    if "chat" in path:
+        message = answer["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("hm", "Yes")
+    else:
+        assert [item["content"][0]["text"] for item in answer["output"]] == ["hm", "Yes"]
+
+
+def test_counted_tokens_are_those_of_the_prompt(serving):
+    tool = {"name": "weather", "input_schema": {"type": "object"}}
+    for choice, is_there in ((None, True), ({"type": "auto"}, True), ({"type": "none"}, False)):
+        body = {"messages": USER, "tools": [tool], "tool_choice": choice}
+        assert serving.post("/v1/messages/count_tokens", body)[0] == 200
+        assert ("tools" in serving.llm.prompts[-1][1]) is is_there
 
 
 @pytest.mark.parametrize(

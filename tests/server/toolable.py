@@ -12,6 +12,6 @@ class ToolableLLM(AsyncLLM):
     def chat_template(self):
         return self._template
 
-    async def render_chat(self, messages, *, add_generation_prompt=True, **variables):
+    async def render_chat(self, messages, /, *, add_generation_prompt=True, **variables):
         text = "\n".join(str(message["content"]) for message in messages)
         return await self.encode(text + ("<think>" if variables.get("open_think") else ""))

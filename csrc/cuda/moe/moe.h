@@ -23,8 +23,9 @@ constexpr int64_t max_moe_tiles(int64_t num_pairs, int64_t num_experts, int64_t 
   const int64_t most = num_pairs / tile_rows + num_experts;
   return num_pairs < most ? num_pairs : most;
 }
+// `use` (device memory, [X], or nullptr) is added to; rows that pad a recorded step count, since they are computed too.
 void moe_sort(fl::Stream& stream, const int32_t* experts, int64_t num_tokens, int64_t top_k, int64_t num_experts,
-              int tile_rows, const MoeSlots& slots);
+              int tile_rows, const MoeSlots& slots, ExpertUse* use);
 
 // y[t] = sum over the choices of token t, by ascending slot (that is, expert), of weights[t, j] * from[slot].
 void moe_combine(fl::Stream& stream, const float* from, const float* weights, const int32_t* slot_of,

@@ -46,8 +46,8 @@ void moe_ffn(fl::Stream& stream, const MoeFfnArgs& args, const Workspace& worksp
     const int64_t num_slots = num_tokens * args.top_k;
     const int tile_rows = tile_rows_for(num_slots, num_experts);
     const int64_t max_tiles = max_moe_tiles(num_slots, num_experts, tile_rows);
-    moe_sort(stream, args.experts + first * args.top_k, num_tokens, args.top_k, num_experts, tile_rows,
-             workspace.slots);
+    moe_sort(stream, args.experts + first * args.top_k, num_tokens, args.top_k, num_experts, tile_rows, workspace.slots,
+             args.use);
 
     const Mat x{args.x.row<float>(first), DType::kF32, num_tokens, args.x.cols, args.x.stride};
     multiply(stream, *args.gate_up, args.gate_up_bias, x, workspace.slots.token_of, num_slots, max_tiles, tile_rows,

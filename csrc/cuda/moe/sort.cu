@@ -24,6 +24,7 @@ struct SortArgs {
   int32_t num_experts;
   int32_t tile_rows;
   MoeSlots slots;
+  ExpertUse* use;
 };
 
 // Sum over the lanes up to and including this one.
@@ -64,6 +65,10 @@ __global__ void __launch_bounds__(kThreads) moe_sort_kernel(SortArgs a) {
       int count = 0;
       for (int w = 0; w < kWarps && e < a.num_experts; ++w) count += table[w * a.num_experts + e];
       const int tiles = (count + a.tile_rows - 1) / a.tile_rows;
+      if (a.use != nullptr && count > 0) {
+        a.use[e].num_tokens += count;
+        ++a.use[e].num_reads;
+      }
       const int slots_through = inclusive_scan(count, lane);
       const int tiles_through = inclusive_scan(tiles, lane);
       int slot = num_slots + slots_through - count;
@@ -103,13 +108,14 @@ __global__ void __launch_bounds__(kThreads) moe_sort_kernel(SortArgs a) {
 }  // namespace
 
 void moe_sort(fl::Stream& stream, const int32_t* experts, int64_t num_tokens, int64_t top_k, int64_t num_experts,
-              int tile_rows, const MoeSlots& slots) {
+              int tile_rows, const MoeSlots& slots, ExpertUse* use) {
   const SortArgs args{experts,
                       narrow<int32_t>(num_tokens * top_k, "pairs of tokens and experts"),
                       narrow<int32_t>(top_k, "top_k"),
                       narrow<int32_t>(num_experts, "experts"),
                       tile_rows,
-                      slots};
+                      slots,
+                      use};
   const int64_t bytes = kWarps * num_experts * static_cast<int64_t>(sizeof(int32_t));
   fl::launch(stream, {"moe_sort", {1}, kThreads, bytes}, moe_sort_kernel, args);
 }

@@ -88,6 +88,7 @@ class Target:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            **planned.extra,
         }
         if self.model is not None:
             body["model"] = self.model

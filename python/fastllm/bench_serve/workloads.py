@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 # Ids that every vocabulary has and that mean plain text in most.
 _LOW_ID, _HIGH_ID = 40, 250
@@ -27,6 +28,7 @@ class Planned:
         at_s: when it is sent, from the start of the run; None: as soon as a client is free.
         leave_after: tokens after which its client closes the connection; None: it stays.
         group: the report has figures of each.
+        extra: further fields of the body.
     """
 
     prompt: list[int]
@@ -34,6 +36,7 @@ class Planned:
     at_s: float | None = None
     leave_after: int | None = None
     group: str = "all"
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

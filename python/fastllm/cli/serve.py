@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -98,7 +99,14 @@ def run(
     require_gate: Annotated[
         bool, typer.Option("--require-gate", help="Serve only a checkpoint whose quantization report passed its gate.")
     ] = False,
+    memory_bandwidth: Annotated[
+        float | None, typer.Option(help="GB/s that the device reads; measured on the processor, none on others.")
+    ] = None,
     price_file: Annotated[Path | None, typer.Option(help="Prices by model name; see docs/server.md.")] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None, typer.Option(help="Send traces to this OTLP/HTTP URL, e.g. http://localhost:4318/v1/traces.")
+    ] = None,
+    trace_content: Annotated[bool, typer.Option("--trace-content", help="Traces have prompts and answers.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Logs as JSON lines.")] = False,
     disable_log_requests: Annotated[bool, typer.Option("--disable-log-requests", help="No line per request.")] = False,
 ) -> None:
@@ -148,6 +156,9 @@ def run(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         filters=load_filters(word_file=filter_words, patterns=filter_regex or (), names=content_filter or ()),
+        memory_bandwidth=memory_bandwidth * 1e9 if memory_bandwidth is not None else None,
+        tracer_provider=_tracer_provider(otlp_traces_endpoint) if otlp_traces_endpoint is not None else None,
+        trace_content=trace_content,
         prices=read_prices(price_file) if price_file is not None else {},
         log_json=log_json,
         log_requests=not disable_log_requests,
@@ -178,10 +189,24 @@ def run(
         check_gate(model, revision)
     llm = AsyncLLM(model, **engine)
     try:
+        llm.decode([0])  # a model without a tokenizer is refused here, and not by the first request
+        if memory_bandwidth is None:
+            server_config = dataclasses.replace(server_config, memory_bandwidth=llm.measure_read_bandwidth())
         set_up_logs(as_json=log_json)
         serve(create_app(llm, server_config), lambda host, port: _announce(llm, server_config, host, port))
     finally:
         llm.close()
+
+
+def _tracer_provider(endpoint: str) -> Any:
+    try:
+        from fastllm.server.tracing import exporting_provider
+
+        return exporting_provider(endpoint)
+    except ImportError:
+        raise InvalidRequestError(
+            "--otlp-traces-endpoint needs the otel extra: pip install 'fastllm-runtime[server,otel]'"
+        ) from None
 
 
 def _name_of(model: str | None) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+from typing import TYPE_CHECKING
 
 from fastllm.errors import InvalidRequestError
 from fastllm.server.cost import Price
 from fastllm.server.filters import FilterChain
 from fastllm.server.openai.tools import STYLES
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,8 +24,8 @@ class ApiKey:
         secret: the key itself; never logged.
         requests_per_minute, tokens_per_minute: token buckets that hold one minute's worth.
         max_concurrent: requests at the same time.
-        priority: of this key's requests in the engine; lower is served first.
-        cache_salt: requests share cached prefixes only within the same salt.
+        priority: of this key's requests in the engine; lower is served first. A request can only add to it.
+        cache_salt: requests share cached prefixes only within the same salt; keys of the same salt share theirs.
     """
 
     name: str
@@ -51,6 +55,9 @@ class ServerConfig:
         tool_call_parser: how the model writes calls: hermes, llama3_json, mistral, none; auto: by its chat template.
         reasoning_parser: "think" splits text between think tags off the answer; None does not.
         filters: content filters of prompts and answers.
+        memory_bandwidth: bytes per second that the device reads at most; None: /metrics has no share of it.
+        tracer_provider: of OpenTelemetry; None: no traces.
+        trace_content: spans have prompts and answers too.
         prices: of each served model name; amounts are reported where there is one.
         strict_openai: refuse fields that are not known; False leaves them out and names them in the answer's header
             ``x-ignored-fields``. A field that is known with a value that is not supported is refused either way.
@@ -87,6 +94,9 @@ class ServerConfig:
     tool_call_parser: str = "auto"
     reasoning_parser: str | None = None
     filters: FilterChain | None = None
+    memory_bandwidth: float | None = None
+    tracer_provider: TracerProvider | None = None
+    trace_content: bool = False
     prices: dict[str, Price] = dataclasses.field(default_factory=dict)
     log_json: bool = False
     log_requests: bool = True
@@ -111,12 +121,16 @@ class ServerConfig:
         for key in self.api_keys:
             if len(key.secret) < 8 or not key.secret.isascii() or not key.secret.isprintable() or " " in key.secret:
                 raise InvalidRequestError(f"API key {key.name!r}: at least 8 printable ASCII characters, no spaces")
+            if "/" in key.cache_salt:
+                raise InvalidRequestError(f"API key {key.name!r}: cache_salt must not contain a slash")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(
-                ("_s", "_bytes", "_count", "_depth", "_prompts", "_inputs", "_messages", "_factor")
+                ("_s", "_bytes", "_count", "_depth", "_prompts", "_inputs", "_messages", "_factor", "_bandwidth")
             ) and (value is not None and not value > 0):
                 raise InvalidRequestError(f"{field.name} = {value} must be positive")
+        if self.trace_content and self.tracer_provider is None:
+            raise InvalidRequestError("trace_content needs a tracer provider (--otlp-traces-endpoint)")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise InvalidRequestError("TLS needs both ssl_certfile and ssl_keyfile")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from fastllm import AsyncLLM, EmbeddingOutput, RequestOutput
+from fastllm import AsyncLLM, EmbeddingOutput, RequestMetrics, RequestOutput, SamplingParams
+from fastllm.errors import FastLLMError
 from fastllm.server.config import ApiKey, ServerConfig
 from fastllm.server.cost import Cost, Price
-from fastllm.server.errors import ApiError
+from fastllm.server.errors import ApiError, invalid
 
 if TYPE_CHECKING:
     from fastllm.server.state import ServerState
@@ -36,10 +39,14 @@ class RequestContext:
     # Of each engine request: time and tokens at its last output, for the inter-token times.
     _last: dict[int, tuple[float, int]] = dataclasses.field(default_factory=dict)
     price: Price | None = None
-    # Of each engine request, so far: seconds of the engine, and pages times seconds.
-    _costs: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    # Of each engine request: why its sequences have ended.
-    _reasons: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    model: str = ""
+    params: SamplingParams | None = None
+    # Of each engine request: times, counts and cost at its last output, and why its sequences have ended.
+    engine: dict[int, RequestMetrics] = dataclasses.field(default_factory=dict)
+    reasons: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    # Only with trace_content: the prompts' token ids, and the text of each sequence.
+    prompts: Sequence[Sequence[int]] = ()
+    texts: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(request: Request) -> RequestContext:
@@ -63,16 +70,15 @@ class RequestContext:
         """The name to report. 404 for a model that is not served."""
         names = self.config.served_model_names
         self.price = self.config.prices.get(name if name is not None else names[0])
-        if name is None:
-            return names[0]
-        if name not in names:
+        if name is not None and name not in names:
             raise ApiError(
                 404,
                 "model: this model is not served here; GET /v1/models lists what is",
                 param="model",
                 code="model_not_found",
             )
-        return name
+        self.model = name if name is not None else names[0]
+        return self.model
 
     def deadline(self, timeout_s: float | None) -> float | None:
         """The earlier of the server's and the request's own time limit, on time.monotonic()."""
@@ -80,24 +86,38 @@ class RequestContext:
         return self.arrival + min(limits) if limits else None
 
     def priority(self, own: int | None) -> int:
-        """In the engine: that of the key, and what the request adds."""
-        return (self.key.priority if self.key else 0) + (own or 0)
+        """In the engine: that of the key, and what the request adds. Raises ApiError 400."""
+        if self.key is None:
+            return own or 0
+        if own is not None and own < 0:
+            raise invalid("priority: with an API key 0 or more is allowed; lower is served first", "priority")
+        return self.key.priority + (own or 0)
 
     def cache_salt(self, own: str | None) -> str:
-        """A key's own salt comes first: no client can reach the prefixes of another key."""
-        return (f"{self.key.cache_salt}/" if self.key and self.key.cache_salt else "") + (own or "")
+        """A key's own salt comes first, and has no slash: no client can reach the prefixes of another key."""
+        scope, own = self.key.cache_salt if self.key else "", own or ""
+        return f"{scope}/{own}" if scope or own else ""
+
+    @contextlib.contextmanager
+    def charged(self, num_prompt_tokens: int) -> Iterator[None]:
+        """Around an engine request: its prompt counts from the beginning, unless the engine refuses it."""
+        self.num_prompt_tokens += num_prompt_tokens
+        try:
+            yield
+        except FastLLMError:
+            self.num_prompt_tokens -= num_prompt_tokens
+            raise
 
     @property
     def cost(self) -> Cost:
         """What the request has taken so far."""
-        device_s = sum(device_s for device_s, _ in self._costs.values())
-        page_s = sum(page_s for _, page_s in self._costs.values())
+        device_s = sum(metrics.device_s for metrics in self.engine.values())
+        page_s = sum(metrics.kv_page_s for metrics in self.engine.values())
         return Cost(device_s, page_s * self.server.page_bytes)
 
     def observe_embedding(self, number: int, output: EmbeddingOutput) -> None:
         """Counts one embedding."""
-        self.num_prompt_tokens += output.metrics.num_prompt_tokens
-        self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
+        self.engine[number] = output.metrics
         self.server.observer.embedded(self, output, time.monotonic())
 
     def observe(self, number: int, output: RequestOutput) -> None:
@@ -106,9 +126,8 @@ class RequestContext:
         tokens = output.metrics.num_generated_tokens
         before = self._last.get(number)
         self._last[number] = (now, tokens)
-        self._costs[number] = (output.metrics.device_s, output.metrics.kv_page_s)
+        self.engine[number] = output.metrics
         if before is None:
-            self.num_prompt_tokens += output.metrics.num_prompt_tokens
             self.num_generated_tokens += tokens
             self.server.observer.first_output(self, output, now)
         else:
@@ -116,6 +135,6 @@ class RequestContext:
             self.server.observer.more_output(self, tokens - before[1], now - before[0])
         for completion in output.outputs:
             if completion.finish_reason is not None:
-                self._reasons.setdefault(number, []).append(completion.finish_reason)
+                self.reasons.setdefault(number, []).append(completion.finish_reason)
         if output.finished:
-            self.server.observer.finished(self, output, self._reasons.pop(number, []), now)
+            self.server.observer.finished(self, output, self.reasons.get(number, []), now)

@@ -7,7 +7,7 @@ content and calls.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastllm import SamplingParams
@@ -33,6 +33,7 @@ class Conversation:
         messages: as chat templates read them.
         tool_choice: "auto", "none", "required", or the name of a function in an object as OpenAI writes it.
         names: the engine's parameter name -> the endpoint's, for error texts.
+        has_own_messages: the client's have the same indices and fields as ``messages``.
     """
 
     context: RequestContext
@@ -46,33 +47,40 @@ class Conversation:
     cache_salt: str | None = None
     include_cost: bool = False
     names: dict[str, str] = dataclasses.field(default_factory=dict)
+    has_own_messages: bool = False
 
     async def start(self) -> tuple[Generation, list[Pipeline]]:
         """The request for the engine, and what splits the text of each sequence. Raises ApiError."""
         server, params = self.context.server, self.params
         check_count(params.n, 1, server.max_sequences)
-        if server.filters is not None:
-            for i, message in enumerate(self.messages):
-                name = self.names.get("prompt", "messages")
-                check_input(server.filters, message["content"], f"{name}[{i}].content")
         variables: dict[str, Any] = dict(self.variables or {})
         if _OWN_VARIABLES & variables.keys() or not all(name.isidentifier() for name in variables):
             raise invalid("chat_template_kwargs: contains a name that is not free", "chat_template_kwargs")
         tools = self._tools()
         if tools:
             variables["tools"] = template_tools(tools)
-            # Markers of calls are special tokens in some models.
+        self._filter(variables)
+        reasons = self.context.config.reasoning_parser is not None
+        if tools or reasons:
+            # Markers of calls and of thoughts are special tokens in some models.
             params = dataclasses.replace(params, skip_special_tokens=False)
         try:
             prompt = await self.context.llm.render_chat(self.messages, **variables)
         except FastLLMError as error:
             raise from_engine(error, self.names) from error
-        reasons = self.context.config.reasoning_parser is not None
         is_inside = reasons and self.context.llm.decode(prompt[-8:], skip_special_tokens=False).rstrip().endswith(BEGIN)
         params = self._constrained(params, tools, reasons=reasons, is_inside=is_inside)
         style = server.tool_style if tools else None
         pipelines = [
-            Pipeline(style, reasons=reasons, starts_inside=is_inside, one_call=self.one_call) for _ in range(params.n)
+            Pipeline(
+                style,
+                reasons=reasons,
+                names={tool.function.name for tool in tools},
+                starts_inside=is_inside,
+                one_call=self.one_call,
+                token_bytes=self.context.llm.token_bytes,
+            )
+            for _ in range(params.n)
         ]
         generation = Generation(
             self.context,
@@ -84,6 +92,21 @@ class Conversation:
             renamed=self.names,
         )
         return generation, pipelines
+
+    def _filter(self, variables: Mapping[str, Any]) -> None:
+        """Every text of the client that the template sees passes the content filters."""
+        filters = self.context.server.filters
+        if filters is None:
+            return
+        whole = self.names.get("prompt", "messages")
+        for i, message in enumerate(self.messages):
+            for field, value in message.items():
+                where = f"{whole}[{i}].{field}" if self.has_own_messages else whole
+                for text in () if field == "role" else _texts(value):
+                    check_input(filters, text, where)
+        for name, value in variables.items():
+            for text in (name, *_texts(value)):
+                check_input(filters, text, "tools" if name == "tools" else "chat_template_kwargs")
 
     def _tools(self) -> Sequence[Tool]:
         """The tools of the prompt; (): no calls are looked for."""
@@ -136,3 +159,16 @@ class Conversation:
         if reasons:
             structured = after_reasoning(structured, literal, is_inside=is_inside)
         return dataclasses.replace(params, structured_outputs=structured)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings and numbers in data, as a template may write them."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            left += one
+        elif one is not None and not isinstance(one, bool):
+            yield str(one)

@@ -42,14 +42,18 @@ class Delta:
 class Result:
     """All that one sequence has got."""
 
-    text: str = ""
+    texts: list[str] = dataclasses.field(default_factory=list)
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
     def add(self, delta: Delta) -> None:
-        self.text += delta.text
+        self.texts.append(delta.text)
         self.token_ids += delta.token_ids
         if delta.logprobs is not None:
             if self.logprobs is None:
@@ -104,6 +108,9 @@ class Generation:
         include_cost: bool = False,
     ) -> None:
         self._context = context
+        context.params = params
+        if context.config.trace_content:
+            context.prompts = prompts
         self._prompts = prompts
         self._params = params
         self._renamed = renamed
@@ -130,6 +137,9 @@ class Generation:
                     delta = sequences[index].take(completion, index)
                     if delta is not None:
                         found.append(delta)
+                if self._context.config.trace_content:
+                    for delta in found:
+                        self._context.texts[delta.index] = self._context.texts.get(delta.index, "") + delta.text
                 if found:
                     yield found
                 if filters is not None and all(sequence.finished for sequence in sequences):
@@ -151,10 +161,11 @@ class Generation:
                 prompt, self._params, priority=self._priority, cache_salt=self._salt, deltas=True
             )
             failed = False
-            async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
-                async for output in stream:
-                    failed = failed or any(c.finish_reason in ("abort", "error") for c in output.outputs)
-                    yield number, output
+            with self._context.charged(len(self._prompts[number])):
+                async with contextlib.aclosing(outputs) as stream:  # type: ignore[type-var]
+                    async for output in stream:
+                        failed = failed or any(c.finish_reason in ("abort", "error") for c in output.outputs)
+                        yield number, output
         except FastLLMError as error:
             raise from_engine(error, self._renamed) from error
         if failed:

@@ -63,8 +63,12 @@ class Guard:
         try:
             try:
                 self._check(scope, context)
-                async with self._limiter.admit(context, route_path(scope)):
-                    await self._app(scope, receive, send_with_id)
+                self._state.num_requests += 1
+                try:
+                    async with self._limiter.admit(context, route_path(scope)):
+                        await self._app(scope, receive, send_with_id)
+                finally:
+                    self._state.num_requests -= 1
             except ApiError as error:
                 if context.status:
                     raise
@@ -80,6 +84,8 @@ class Guard:
                 await error_answer(internal_error(), context)(scope, receive, send_with_id)
         finally:
             self._state.observer.answered(context, scope["method"])
+            if self._state.tracing is not None:
+                self._state.tracing.answered(context, scope)
             if self._state.config.log_requests:
                 log_request(context, scope)
 

@@ -17,7 +17,7 @@ _FREE = "/v1/models"
 
 
 class Bucket:
-    """Fills at ``per_minute`` and holds as much. The level may go below zero: tokens are known only afterwards."""
+    """Fills at ``per_minute`` and holds as much. The level may go below zero: tokens are taken afterwards."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = per_minute / 60
@@ -39,17 +39,17 @@ class Bucket:
 
 
 class _Use:
-    def __init__(self, key: ApiKey) -> None:
+    def __init__(self, key: ApiKey, clock: Callable[[], float]) -> None:
         self.running = 0
-        self.requests = Bucket(key.requests_per_minute) if key.requests_per_minute else None
-        self.tokens = Bucket(key.tokens_per_minute) if key.tokens_per_minute else None
+        self.requests = Bucket(key.requests_per_minute, clock) if key.requests_per_minute else None
+        self.tokens = Bucket(key.tokens_per_minute, clock) if key.tokens_per_minute else None
 
 
 class Limiter:
     """The use of all keys."""
 
-    def __init__(self, keys: Sequence[ApiKey]) -> None:
-        self._use = {key.name: _Use(key) for key in keys}
+    def __init__(self, keys: Sequence[ApiKey], clock: Callable[[], float] = time.monotonic) -> None:
+        self._use = {key.name: _Use(key, clock) for key in keys}
 
     @contextlib.asynccontextmanager
     async def admit(self, context: RequestContext, path: str) -> AsyncIterator[None]:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -128,7 +130,6 @@ class _Counters(Collector):
         self._model = state.config.served_model_names[0]
         info = state.llm.info()
         self._plan = info["memory"]
-        self._token_bytes = state.page_bytes * int(info["engine"]["num_pages"]) / max(1, int(self._plan["kv_tokens"]))
         self._page_size = int(self._plan["kv_tokens"]) // max(1, int(info["engine"]["num_pages"]))
 
     def collect(self) -> Iterator[Metric]:
@@ -179,16 +180,22 @@ class _Counters(Collector):
         yield self._counter("fastllm:engine_aborted_seconds", "Of it, for requests that were aborted.", s["aborted_s"])
         parts = {part: s[f"{part}_s"] for part in ("schedule", "forward", "sample", "hand_over")}
         yield self._counters("fastllm:engine_step_seconds", "Time of steps by part.", ["part"], parts)
-        # Achieved bandwidth: the rate of this over that of the forward part, while steps decode.
-        read = s["num_steps"] * self._plan["weight_bytes"] + s["num_context_tokens"] * self._token_bytes
-        yield self._counter("fastllm:engine_read_bytes", "Weights once a step, and the K/V of all contexts.", read)
+        yield self._counter("fastllm:engine_read_bytes", "Weights and K/V that steps had to read.", s["read_bytes"])
+        if (bandwidth := self._state.bandwidth) is not None:
+            yield self._gauge("fastllm:memory_bandwidth_bytes", "What the device reads per second.", bandwidth.limit)
+            yield self._gauge("fastllm:memory_bandwidth_share", "Of it, reached in the last ten seconds' steps.",
+                              bandwidth.share(s))  # fmt: skip
         yield self._counter("fastllm:nonfinite_rows", "Rows of logits with NaN or infinity.", s["num_nonfinite_rows"])
+        yield self._gauge("fastllm:grammars", "Of requests that have not ended.", s["num_grammars"])
         yield self._counter("fastllm:grammar_masks", "Masks of structured outputs that were asked for.", s["num_masks"])
         yield self._counter(
             "fastllm:grammar_masks_late",
             "Of these, not there in time: a token was computed again.",
             s["num_late_masks"],
         )
+        use = self._state.llm.expert_use()
+        reads = {str(i): float(layer[:, 1].sum()) for i, layer in enumerate(use) if layer.any()}
+        yield self._counters("fastllm:expert_reads", "Reads of an expert's weights.", ["layer"], reads)
 
     def _requests(self) -> Iterator[Metric]:
         m = self._metrics
@@ -234,6 +241,20 @@ class _Counters(Collector):
         yield info
 
 
+def expert_tokens_text(use: npt.NDArray[np.int64], model: str) -> bytes:
+    """``fastllm:expert_tokens_total`` as text: thousands of series, for which prometheus-client takes a tenth of a
+    second of the event loop, and this a few milliseconds."""
+    name = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    lines = [
+        f'fastllm:expert_tokens_total{{expert="{expert}",layer="{layer}",model_name="{name}"}} {tokens}'
+        for layer, experts in enumerate(use[..., 0].tolist())
+        if any(experts)
+        for expert, tokens in enumerate(experts)
+    ]
+    about = "# HELP fastllm:expert_tokens_total Tokens that chose an expert."
+    return "\n".join([about, "# TYPE fastllm:expert_tokens_total counter", *lines, ""]).encode()
+
+
 def resident_bytes() -> float:
     """Memory of this process that is in RAM; 0 where the system does not say."""
     try:
@@ -246,6 +267,8 @@ def resident_bytes() -> float:
 @operation(media_type="text/plain")
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    observer = RequestContext.of(request).server.observer
-    assert isinstance(observer, Metrics)
-    return Response(generate_latest(observer.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+    server = RequestContext.of(request).server
+    assert isinstance(server.observer, Metrics)
+    experts = expert_tokens_text(server.llm.expert_use(), server.config.served_model_names[0])
+    text = generate_latest(server.observer.registry) + experts
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
 
 from fastllm.server.generation import Delta
-from fastllm.server.openai.pipeline import Pipeline
-
-Kind = Literal["thought", "text", "call"]
+from fastllm.server.openai.pipeline import Kind, Part, Pipeline
 
 
-@dataclasses.dataclass(slots=True)
 class Block:
-    """Pieces of one kind that follow each other; each call is a block of its own.
+    """Pieces of one kind that follow each other; each call is a block of its own."""
 
-    Attributes:
-        text: of a thought or a text; of a call its arguments, as JSON.
-    """
+    __slots__ = ("_pieces", "call_id", "kind", "name")
 
-    kind: Kind
-    text: str = ""
-    name: str = ""
-    call_id: str = ""
+    def __init__(self, kind: Kind, text: str = "", name: str = "", call_id: str = "") -> None:
+        self.kind = kind
+        self.name = name
+        self.call_id = call_id
+        self._pieces = [text]
+
+    def add(self, text: str) -> None:
+        self._pieces.append(text)
+
+    @property
+    def text(self) -> str:
+        """Of a thought or a text; of a call its arguments, as JSON."""
+        self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,18 +47,16 @@ class Splitter:
         self.blocks: list[Block] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
-        self.num_thought_tokens = 0
+
+    @property
+    def num_thought_tokens(self) -> int:
+        return self._pipeline.num_thought_tokens
 
     def feed(self, delta: Delta) -> list[Piece]:
         """What a delta brings."""
+        self._pipeline.count(delta.token_ids)
         parts = self._pipeline.feed(delta.text, is_last=delta.finish_reason is not None)
-        found = []
-        if parts.reasoning:
-            self.num_thought_tokens += len(delta.token_ids)
-            found.append(self._add("thought", parts.reasoning))
-        if parts.content and (self.blocks or parts.content.strip() or not parts.calls):
-            found.append(self._add("text", parts.content))
-        found += [self._call(call) for call in parts.calls]
+        found = [self._add(part) for part in parts]
         if delta.finish_reason is not None:
             self.finish_reason = self._pipeline.finish_reason(delta.finish_reason)
             self.stop_reason = delta.stop_reason
@@ -63,15 +65,14 @@ class Splitter:
     def feed_all(self, deltas: Sequence[Delta]) -> list[Piece]:
         return [piece for delta in deltas for piece in self.feed(delta)]
 
-    def _add(self, kind: Kind, text: str) -> Piece:
-        is_new = not self.blocks or self.blocks[-1].kind != kind
-        if is_new:
-            self.blocks.append(Block(kind))
-        self.blocks[-1].text += text
-        return Piece(self.blocks[-1], text, is_new)
-
-    def _call(self, call: dict[str, Any]) -> Piece:
-        function = call["function"]
-        block = Block("call", function["arguments"], function["name"], call["id"])
+    def _add(self, part: Part) -> Piece:
+        if part.call is not None:
+            block = Block("call", part.text, part.call["function"]["name"], part.call["id"])
+        elif self.blocks and self.blocks[-1].kind == part.kind:
+            self.blocks[-1].add(part.text)
+            return Piece(self.blocks[-1], part.text, False)
+        else:
+            text = part.text.lstrip() if self.blocks and self.blocks[-1].kind == "call" else part.text
+            block = Block(part.kind, text)
         self.blocks.append(block)
         return Piece(block, block.text, True)

@@ -54,7 +54,8 @@ class _Server(uvicorn.Server):
             return True
         if self._drain_until is None:
             return False
-        return not self.server_state.tasks or time.monotonic() > self._drain_until
+        # Those that are refused meanwhile are not waited for: clients that keep coming would keep it alive.
+        return self._app.state.num_requests == 0 or time.monotonic() > self._drain_until
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_until is not None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from typing import TYPE_CHECKING
 
 from fastllm import AsyncLLM, SamplingParams
+from fastllm.server.bandwidth import BandwidthShare
 from fastllm.server.config import ServerConfig
 from fastllm.server.filters import FilterChain
 from fastllm.server.observer import Observer
 from fastllm.server.openai.reasoning import BEGIN, END
 from fastllm.server.openai.tools import Style, tool_style
+
+if TYPE_CHECKING:
+    from fastllm.server.tracing import Tracing
 
 
 @dataclasses.dataclass(slots=True)
@@ -25,11 +30,14 @@ class ServerState:
     started: float = dataclasses.field(default_factory=time.time)
     is_ready: bool = False
     is_draining: bool = False
+    num_requests: int = 0  # that were let in and are not answered yet
     max_model_len: int = 0
     max_num_seqs: int = 0
     page_bytes: int = 0
     literals: dict[str, str] = dataclasses.field(default_factory=dict)
     longest_step_s: float = 0.0
+    bandwidth: BandwidthShare | None = None
+    tracing: Tracing | None = None
     # The watchdog's view: counters at its last look, and since when they stand still while there is work.
     num_steps: int = -1
     still_since: float | None = None
@@ -39,6 +47,12 @@ class ServerState:
         self.max_model_len = int(info["max_model_len"])
         self.max_num_seqs = int(info["max_num_seqs"])
         self.page_bytes = int(info["kv_page_bytes"])
+        if self.config.memory_bandwidth is not None:
+            self.bandwidth = BandwidthShare(self.config.memory_bandwidth)
+        if self.config.tracer_provider is not None:
+            from fastllm.server.tracing import Tracing
+
+            self.tracing = Tracing(self.config.tracer_provider, with_content=self.config.trace_content)
         self.tool_style = tool_style(self.config.tool_call_parser, self.llm.chat_template)
 
     @property
@@ -52,8 +66,11 @@ class ServerState:
 
     async def warm_up(self) -> None:
         """Ready means that a token has been generated."""
-        # How grammars write markers: one that is a special token by its id, others as text.
-        for marker in (BEGIN, END, *((self.tool_style.begin, self.tool_style.end) if self.tool_style else ())):
+        # How grammars write markers: one that is a special token by its id, others as text. They are of chats: without
+        # a tokenizer a model still serves token ids.
+        style = self.tool_style
+        has_chats = style is not None or self.llm.chat_template is not None
+        for marker in (BEGIN, END, *((style.begin, style.end) if style else ())) if has_chats else ():
             ids = await self.llm.encode(marker, add_special_tokens=False)
             is_special = len(ids) == 1 and not self.llm.decode(ids, skip_special_tokens=True)
             self.literals[marker] = f"<[{ids[0]}]>" if is_special else json.dumps(marker)
@@ -65,6 +82,8 @@ class ServerState:
         """One look of the watchdog at the engine's counters."""
         stats = self.llm.stats()
         now = time.monotonic()
+        if self.bandwidth is not None:
+            self.bandwidth.add(now, stats)
         has_work = stats["num_running"] + stats["num_waiting"] > 0
         if stats["num_steps"] != self.num_steps or not has_work:
             if self.still_since is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,17 +14,17 @@ from fastllm.errors import FastLLMError
 from fastllm.server.answer import json_answer
 from fastllm.server.anthropic.answers import AnthropicError, MessageAnswer, TokenCount
 from fastllm.server.anthropic.blocks import CacheControl, Message, TextBlock, template_messages
+from fastllm.server.block_answer import BlockAnswer
 from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.conversation import Conversation
 from fastllm.server.errors import ApiError, from_engine, invalid
-from fastllm.server.generation import until_gone
 from fastllm.server.openai.answers import AnyObject
-from fastllm.server.openai.fields import MAX_USER_BYTES, Int, refuse_unless
-from fastllm.server.openai.tools import FunctionSpec, NamedFunction, NamedTool, Tool, template_tools
+from fastllm.server.openai.fields import Int, check_user, refuse_unless
+from fastllm.server.openai.tools import NamedTool, Tool, function_tool, named_tool, template_tools
 from fastllm.server.operation import operation
-from fastllm.server.pieces import Block, Piece, Splitter
-from fastllm.server.sse import EventStream, named_event
+from fastllm.server.pieces import Block
+from fastllm.server.sse import named_event
 
 
 class ToolParam(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -80,27 +79,24 @@ _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filt
 _NAMES = {"prompt": "messages", "stop": "stop_sequences", "structured_outputs": "tools"}
 
 
-class _Message:
+class _Message(BlockAnswer):
     """One request on its way from body to answer."""
 
     def __init__(self, context: RequestContext, body: MessagesBody) -> None:
-        self.context = context
+        super().__init__(context)
         self.body = body
         self.model = context.check_model(body.model)
         self.id = f"msg_{context.request_id}"
         refuse_unless(body, service_tier=("auto", "standard_only"))
-        user = body.metadata.user_id if body.metadata is not None else None
-        if user is not None and len(user.encode("utf-8", "replace")) > MAX_USER_BYTES:
-            raise invalid(f"metadata.user_id: at most {MAX_USER_BYTES} bytes are allowed", "metadata.user_id")
+        check_user(body.metadata.user_id if body.metadata is not None else None, "metadata.user_id")
         values = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k", "max_tokens")}
         self.params = SamplingParams(
             **{name: value for name, value in values.items() if value is not None}, stop=body.stop_sequences or ()
         )
 
-    async def prepare(self) -> None:
-        """Makes the request for the engine."""
+    def conversation(self) -> Conversation:
         body, choice = self.body, self.body.tool_choice
-        conversation = Conversation(
+        return Conversation(
             self.context,
             template_messages(body.system, body.messages, self.context.config.max_messages),
             self.params,
@@ -109,22 +105,18 @@ class _Message:
             one_call=choice is not None and bool(choice.disable_parallel_tool_use),
             names=dict(_NAMES),
         )
-        self.generation, (pipeline,) = await conversation.start()
-        self.answer = Splitter(pipeline)
 
     def _usage(self) -> dict[str, Any]:
-        output = self.generation.latest[0]
-        cached = output.metrics.num_cached_tokens if output is not None else 0
         return {
-            "input_tokens": self.generation.num_prompt_tokens - cached,
+            "input_tokens": self.generation.num_prompt_tokens - self.num_cached_tokens,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": cached,
+            "cache_read_input_tokens": self.num_cached_tokens,
             "output_tokens": self.generation.num_generated_tokens,
         }
 
     def _end(self) -> dict[str, Any]:
         """How the answer ended."""
-        reason, stop = self.answer.finish_reason, self.answer.stop_reason
+        reason, stop = self.splitter.finish_reason, self.splitter.stop_reason
         if reason == "stop" and isinstance(stop, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": stop}
         return {"stop_reason": _STOP_REASONS.get(reason or "", "end_turn"), "stop_sequence": None}
@@ -133,50 +125,34 @@ class _Message:
         head = {"id": self.id, "type": "message", "role": "assistant", "model": self.model}
         return {**head, "content": content, **end, "usage": self._usage()}
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer to a request that is not streamed."""
-        async with contextlib.aclosing(self.generation.deltas()) as batches:
-            async for deltas in batches:
-                self.answer.feed_all(deltas)
-        return self._message([_content(block) for block in self.answer.blocks], self._end())
+    def complete(self) -> dict[str, Any]:
+        return self._message([_content(block) for block in self.splitter.blocks], self._end())
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of a streamed answer."""
-        has_begun = False
-        async with contextlib.aclosing(self.generation.deltas()) as batches:
-            async for deltas in batches:
-                if not has_begun:
-                    has_begun = True
-                    message = self._message([], {"stop_reason": None, "stop_sequence": None})
-                    yield named_event({"type": "message_start", "message": message})
-                for piece in self.answer.feed_all(deltas):
-                    for framed in self._framed(piece):
-                        yield framed
-        if self.answer.blocks:
-            yield self._block_stop(len(self.answer.blocks) - 1)
+    def on_begin(self) -> Iterator[bytes]:
+        message = self._message([], {"stop_reason": None, "stop_sequence": None})
+        yield named_event({"type": "message_start", "message": message})
+
+    def on_block(self, index: int, block: Block) -> Iterator[bytes]:
+        empty = _content(Block(block.kind, "", block.name, block.call_id))
+        yield named_event({"type": "content_block_start", "index": index, "content_block": empty})
+
+    def on_text(self, index: int, block: Block, text: str) -> bytes:
+        delta = {
+            "thought": {"type": "thinking_delta", "thinking": text},
+            "text": {"type": "text_delta", "text": text},
+            "call": {"type": "input_json_delta", "partial_json": text},
+        }[block.kind]
+        return named_event({"type": "content_block_delta", "index": index, "delta": delta})
+
+    def on_block_end(self, index: int, *, is_last: bool) -> Iterator[bytes]:
+        yield named_event({"type": "content_block_stop", "index": index})
+
+    def on_end(self) -> Iterator[bytes]:
         yield named_event({"type": "message_delta", "delta": self._end(), "usage": self._usage()})
         yield named_event({"type": "message_stop"})
 
-    def _framed(self, piece: Piece) -> list[bytes]:
-        # By identity: two blocks may say the same.
-        index = next(i for i, block in enumerate(self.answer.blocks) if block is piece.block)
-        found = []
-        if piece.is_new:
-            if index:
-                found.append(self._block_stop(index - 1))
-            empty = _content(Block(piece.block.kind, "", piece.block.name, piece.block.call_id))
-            found.append(named_event({"type": "content_block_start", "index": index, "content_block": empty}))
-        delta = {
-            "thought": {"type": "thinking_delta", "thinking": piece.text},
-            "text": {"type": "text_delta", "text": piece.text},
-            "call": {"type": "input_json_delta", "partial_json": piece.text},
-        }[piece.block.kind]
-        found.append(named_event({"type": "content_block_delta", "index": index, "delta": delta}))
-        return found
-
-    @staticmethod
-    def _block_stop(index: int) -> bytes:
-        return named_event({"type": "content_block_stop", "index": index})
+    def error_event(self, error: ApiError) -> bytes:
+        return named_event(self.context.error_body(error))
 
 
 def _content(block: Block) -> dict[str, Any]:
@@ -189,15 +165,7 @@ def _content(block: Block) -> dict[str, Any]:
 
 
 def _tools(tools: list[ToolParam] | None) -> list[Tool]:
-    return [
-        Tool(
-            type="function",
-            function=FunctionSpec(
-                name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
-            ),
-        )
-        for tool in tools or ()
-    ]
+    return [function_tool(tool.name, tool.description, tool.input_schema, strict=tool.strict) for tool in tools or ()]
 
 
 def _choice(choice: ToolChoice | None) -> str | NamedTool | None:
@@ -206,7 +174,7 @@ def _choice(choice: ToolChoice | None) -> str | NamedTool | None:
     if (choice.name is not None) != (choice.type == "tool"):
         raise invalid('tool_choice.name: is needed with type "tool", and only there', "tool_choice.name")
     if choice.name is not None:
-        return NamedTool(type="function", function=NamedFunction(name=choice.name))
+        return named_tool(choice.name)
     return {"any": "required"}.get(choice.type, choice.type)
 
 
@@ -215,16 +183,7 @@ async def create_message(request: Request) -> Response:
     """The answer to a conversation, in Anthropic's dialect."""
     context = RequestContext.of(request)
     body = await parse_body(request, MessagesBody, context.config)
-    message = _Message(context, body)
-    deadline = context.deadline(body.request_timeout)
-    await message.prepare()
-    if body.stream:
-
-        def error_event(error: ApiError) -> bytes:
-            return named_event(context.error_body(error))
-
-        return EventStream(context, message.events(), deadline, last=b"", error_event=error_event)
-    return json_answer(await until_gone(request.receive, message.whole, deadline))
+    return await _Message(context, body).respond(request, stream=body.stream, timeout_s=body.request_timeout)
 
 
 @operation(TokenCount, body=CountBody, error=AnthropicError)
@@ -234,7 +193,9 @@ async def count_tokens(request: Request) -> Response:
     body = await parse_body(request, CountBody, context.config)
     context.check_model(body.model)
     messages = template_messages(body.system, body.messages, context.config.max_messages)
-    variables: dict[str, Any] = {"tools": template_tools(_tools(body.tools))} if body.tools else {}
+    variables: dict[str, Any] = (
+        {"tools": template_tools(_tools(body.tools))} if body.tools and _choice(body.tool_choice) != "none" else {}
+    )
     try:
         prompt = await context.llm.render_chat(messages, **variables)
     except FastLLMError as error:

@@ -101,6 +101,7 @@ class _Chat:
             cache_salt=body.cache_salt,
             include_cost=bool(body.include_cost),
             names=self.names,
+            has_own_messages=True,
         )
         self.generation, self.pipelines = await conversation.start()
 
@@ -120,12 +121,16 @@ class _Chat:
         for index, result in enumerate(await self.generation.all()):
             pipeline = self.pipelines[index]
             parts = pipeline.feed(result.text, is_last=True)
-            message: dict[str, Any] = {"role": "assistant", "content": parts.content, "refusal": None}
-            if parts.reasoning:
-                message["reasoning_content"] = parts.reasoning
-            if parts.calls:
-                message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in parts.calls]
-                message["content"] = parts.content or None
+            thought, content = (
+                "".join(part.text for part in parts if part.kind == kind) for kind in ("thought", "text")
+            )
+            message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+            if thought:
+                message["reasoning_content"] = thought
+            calls = [part.call for part in parts if part.call is not None]
+            if calls:
+                message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
+                message["content"] = content or None
             choices.append(
                 {
                     "index": index,
@@ -166,15 +171,18 @@ class _Chat:
 
     def _choices(self, delta: Delta) -> list[dict[str, Any]]:
         pipeline = self.pipelines[delta.index]
-        parts = pipeline.feed(delta.text, is_last=delta.finish_reason is not None)
+        logprobs = self._logprobs(delta.token_ids, delta.logprobs) if delta.logprobs else None
         found = []
-        if parts.reasoning:
-            found.append(_choice(delta.index, {"reasoning_content": parts.reasoning}, None))
-        if parts.content or delta.logprobs:
-            logprobs = self._logprobs(delta.token_ids, delta.logprobs) if delta.logprobs else None
-            found.append(_choice(delta.index, {"content": parts.content}, logprobs))
-        if parts.calls:
-            found.append(_choice(delta.index, {"tool_calls": parts.calls}, None))
+        for part in pipeline.feed(delta.text, is_last=delta.finish_reason is not None):
+            if part.kind == "thought":
+                found.append(_choice(delta.index, {"reasoning_content": part.text}, None))
+            elif part.kind == "text":
+                found.append(_choice(delta.index, {"content": part.text}, logprobs))
+                logprobs = None
+            else:
+                found.append(_choice(delta.index, {"tool_calls": [part.call]}, None))
+        if logprobs is not None:
+            found.append(_choice(delta.index, {"content": ""}, logprobs))
         if delta.finish_reason is not None:
             last = _choice(delta.index, {}, None, pipeline.finish_reason(delta.finish_reason))
             last["stop_reason"] = delta.stop_reason

@@ -140,7 +140,13 @@ class _Completion:
                     "stop_reason": result.stop_reason,
                 }
             )
-        return {**self.envelope(choices), "usage": self.generation.usage()}
+        return {**self.envelope(choices), "usage": self._usage()}
+
+    def _usage(self) -> dict[str, object]:
+        usage = self.generation.usage()
+        if self.drops_output:
+            usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+        return usage
 
     def _writer(self) -> CompletionLogprobs | None:
         count = self.body.logprobs
@@ -154,14 +160,14 @@ class _Completion:
         null_usage: dict[str, Any] = {"usage": None} if wants_usage(self.body) else {}
         async with contextlib.aclosing(self.generation.deltas()) as batches:
             async for deltas in batches:
-                usage = {"usage": self.generation.usage()} if wants_running_usage(self.body) else null_usage
+                usage = {"usage": self._usage()} if wants_running_usage(self.body) else null_usage
                 choices = [self._chunk(delta, writers[delta.index], echoed) for delta in deltas]
                 # All that a step has brought is one write to the connection.
                 yield b"".join(
                     event({**self.envelope([choice]), **usage}) for choice in choices if _says_something(choice)
                 )
         if wants_usage(self.body):
-            yield event({**self.envelope([]), "usage": self.generation.usage()})
+            yield event({**self.envelope([]), "usage": self._usage()})
 
     def _chunk(self, delta: Delta, writer: CompletionLogprobs | None, echoed: list[bool]) -> dict[str, Any]:
         text, pieces = "", []

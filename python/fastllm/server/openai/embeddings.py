@@ -72,14 +72,16 @@ class _Embeddings:
             if server.filters is not None:
                 text = prompt if isinstance(prompt, str) else self.context.llm.decode(prompt, skip_special_tokens=False)
                 check_input(server.filters, text, "input")
-            output = await self.context.llm.embed(
-                prompt,
-                pooling=body.pooling or "last",
-                normalize=body.normalize is not False,
-                dimensions=body.dimensions,
-                priority=self.context.priority(body.priority),
-                cache_salt=self.context.cache_salt(body.cache_salt),
-            )
+            ids = await self.context.llm.encode(prompt) if isinstance(prompt, str) else prompt
+            with self.context.charged(len(ids)):
+                output = await self.context.llm.embed(
+                    ids,
+                    pooling=body.pooling or "last",
+                    normalize=body.normalize is not False,
+                    dimensions=body.dimensions,
+                    priority=self.context.priority(body.priority),
+                    cache_salt=self.context.cache_salt(body.cache_salt),
+                )
         self.context.observe_embedding(number, output)
         return output
 

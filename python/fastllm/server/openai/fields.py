@@ -102,9 +102,9 @@ def sampling_params(body: SamplingFields, **more: Any) -> SamplingParams:
     return SamplingParams(**values)
 
 
-def check_user(user: str | None) -> None:
+def check_user(user: str | None, name: str = "user") -> None:
     if user is not None and len(user.encode("utf-8", "replace")) > MAX_USER_BYTES:
-        raise invalid(f"user: at most {MAX_USER_BYTES} bytes are allowed", "user")
+        raise invalid(f"{name}: at most {MAX_USER_BYTES} bytes are allowed", name)
 
 
 def prompt_list(value: Prompts, name: str, limit: int) -> list[Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,21 +12,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastllm import SamplingParams
-from fastllm.server.answer import json_answer
+from fastllm.server.block_answer import BlockAnswer
 from fastllm.server.body import parse_body
 from fastllm.server.context import RequestContext
 from fastllm.server.conversation import Conversation
 from fastllm.server.errors import ApiError, invalid
-from fastllm.server.generation import until_gone
 from fastllm.server.openai.answers import AnyObject
-from fastllm.server.openai.fields import MAX_USER_BYTES, Int, StructuredOutputs, refuse_unless
+from fastllm.server.openai.fields import Int, StructuredOutputs, check_user, refuse_unless
 from fastllm.server.openai.response_answers import ResponseAnswer
 from fastllm.server.openai.response_format import NamedSchema, schema_format
 from fastllm.server.openai.response_items import template_messages
-from fastllm.server.openai.tools import FunctionSpec, NamedFunction, NamedTool, Tool
+from fastllm.server.openai.tools import FunctionSpec, function_tool, named_tool
 from fastllm.server.operation import operation
-from fastllm.server.pieces import Block, Piece, Splitter
-from fastllm.server.sse import EventStream, named_event
+from fastllm.server.pieces import Block
+from fastllm.server.sse import named_event
 
 MAX_METADATA = 16
 
@@ -96,18 +94,20 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     top_k: Int | None = None
     seed: Int | None = None
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     request_timeout: Annotated[float, msgspec.Meta(gt=0, le=86400)] | None = None
 
 
-_SAMPLING = ("temperature", "top_p", "top_k", "seed")
+_SAMPLING = ("temperature", "top_p", "top_k", "seed", "ignore_eos")
 
 
-class _Response:
+class _Response(BlockAnswer):
     """One request on its way from body to answer."""
 
     def __init__(self, context: RequestContext, body: ResponsesBody) -> None:
-        self.context = context
+        super().__init__(context)
         self.body = body
         self.model = context.check_model(body.model)
         self.id = f"resp_{context.request_id}"
@@ -124,14 +124,14 @@ class _Response:
             top_logprobs=(0,),
         )
         for name in ("user", "safety_identifier", "prompt_cache_key"):
-            if len((getattr(body, name) or "").encode("utf-8", "replace")) > MAX_USER_BYTES:
-                raise invalid(f"{name}: at most {MAX_USER_BYTES} bytes are allowed", name)
+            check_user(getattr(body, name), name)
         metadata = body.metadata or {}
         if len(metadata) > MAX_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):
             raise invalid(f"metadata: at most {MAX_METADATA} names of 64 characters with texts of 512", "metadata")
         self.names = {"prompt": "input", "max_tokens": "max_output_tokens"}
         values = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
-        self.params = SamplingParams(**values, max_tokens=body.max_output_tokens)
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or ()
+        self.params = SamplingParams(**values, max_tokens=body.max_output_tokens, stop=stop)
         wanted = body.text.format if body.text is not None else None
         if body.structured_outputs is not None:
             if wanted is not None and wanted.type != "text":
@@ -143,43 +143,27 @@ class _Response:
             self.params = self.params.replace(structured_outputs=_format(wanted))
             self.names["structured_outputs"] = "text.format"
 
-    async def prepare(self) -> None:
-        """Makes the request for the engine."""
-        body = self.body
-        choice = body.tool_choice
-        conversation = Conversation(
+    def conversation(self) -> Conversation:
+        body, choice = self.body, self.body.tool_choice
+        return Conversation(
             self.context,
             template_messages(body.instructions, body.input, self.context.config.max_messages),
             self.params,
             tools=[
-                Tool(
-                    type="function",
-                    function=FunctionSpec(
-                        name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
-                    ),
-                )
+                function_tool(tool.name, tool.description, tool.parameters, strict=tool.strict)
                 for tool in body.tools or ()
             ],
-            tool_choice=(
-                NamedTool(type="function", function=NamedFunction(name=choice.name))
-                if isinstance(choice, FunctionChoice)
-                else choice
-            ),
+            tool_choice=named_tool(choice.name) if isinstance(choice, FunctionChoice) else choice,
             one_call=body.parallel_tool_calls is False,
             names=self.names,
         )
-        self.generation, (pipeline,) = await conversation.start()
-        self.answer = Splitter(pipeline)
 
     # The object.
 
     def response(self, status: str, error: ApiError | None = None) -> dict[str, Any]:
         """The response as it is now; its items only at the end."""
         body, is_end = self.body, status != "in_progress"
-        reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(
-            self.answer.finish_reason or ""
-        )
-        if status == "completed" and reason is not None:
+        if status == "completed" and self._cut_by():
             status = "incomplete"
         return {
             "id": self.id,
@@ -187,7 +171,7 @@ class _Response:
             "created_at": self.created,
             "status": status,
             "error": None if error is None else {"code": error.code or "server_error", "message": error.message},
-            "incomplete_details": {"reason": reason} if status == "incomplete" else None,
+            "incomplete_details": {"reason": self._cut_by()} if status == "incomplete" else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
@@ -208,22 +192,26 @@ class _Response:
             "user": body.user,
         }
 
+    def _cut_by(self) -> str | None:
+        """Why the answer is not whole, if it is not."""
+        reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
+        return reasons.get(self.splitter.finish_reason or "")
+
     def _usage(self) -> dict[str, Any]:
-        output = self.generation.latest[0]
         generated, prompt = self.generation.num_generated_tokens, self.generation.num_prompt_tokens
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": output.metrics.num_cached_tokens if output is not None else 0},
+            "input_tokens_details": {"cached_tokens": self.num_cached_tokens},
             "output_tokens": generated,
-            "output_tokens_details": {"reasoning_tokens": self.answer.num_thought_tokens},
+            "output_tokens_details": {"reasoning_tokens": self.splitter.num_thought_tokens},
             "total_tokens": prompt + generated,
         }
 
     def _items(self, status: str) -> list[dict[str, Any]]:
-        last = len(self.answer.blocks) - 1
+        last = len(self.splitter.blocks) - 1
         return [
             self._item(i, block, "incomplete" if i == last and status != "completed" else "completed")
-            for i, block in enumerate(self.answer.blocks)
+            for i, block in enumerate(self.splitter.blocks)
         ]
 
     def _item(self, index: int, block: Block, status: str) -> dict[str, Any]:
@@ -244,11 +232,7 @@ class _Response:
         prefix = {"call": "fc", "thought": "rs", "text": "msg"}[block.kind]
         return f"{prefix}_{self.context.request_id}_{index}"
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer to a request that is not streamed."""
-        async with contextlib.aclosing(self.generation.deltas()) as batches:
-            async for deltas in batches:
-                self.answer.feed_all(deltas)
+    def complete(self) -> dict[str, Any]:
         return self.response("completed")
 
     # The stream.
@@ -256,66 +240,46 @@ class _Response:
     def _event(self, kind: str, **fields: Any) -> bytes:
         return named_event({"type": kind, "sequence_number": next(self._numbers), **fields})
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of a streamed answer."""
-        has_begun = False
-        async with contextlib.aclosing(self.generation.deltas()) as batches:
-            async for deltas in batches:
-                if not has_begun:
-                    has_begun = True
-                    yield self._event("response.created", response=self.response("in_progress"))
-                    yield self._event("response.in_progress", response=self.response("in_progress"))
-                for piece in self.answer.feed_all(deltas):
-                    for framed in self._framed(piece):
-                        yield framed
-        end = self.response("completed")
-        if self.answer.blocks:
-            for framed in self._done(len(self.answer.blocks) - 1, end["output"][-1]["status"]):
-                yield framed
-        yield self._event(f"response.{end['status']}", response=end)
+    def on_begin(self) -> Iterator[bytes]:
+        yield self._event("response.created", response=self.response("in_progress"))
+        yield self._event("response.in_progress", response=self.response("in_progress"))
 
-    def error_event(self, error: ApiError) -> bytes:
-        """The last event of a stream that failed."""
-        return self._event("response.failed", response=self.response("failed", error))
+    def on_block(self, index: int, block: Block) -> Iterator[bytes]:
+        item = self._item(index, block, "in_progress")
+        yield self._event("response.output_item.added", output_index=index, item=item)
+        if block.kind != "call":
+            where = {"item_id": item["id"], "output_index": index, "content_index": 0}
+            yield self._event("response.content_part.added", **where, part=_part(block.kind, ""))
 
-    def _framed(self, piece: Piece) -> list[bytes]:
-        # By identity: two blocks may say the same.
-        index = next(i for i, block in enumerate(self.answer.blocks) if block is piece.block)
-        where = {"item_id": self._item_id(index, piece.block), "output_index": index}
-        kind, found = piece.block.kind, []
-        if piece.is_new:
-            if index:
-                found += self._done(index - 1, "completed")
-            item = self._item(index, piece.block, "in_progress")
-            found.append(self._event("response.output_item.added", output_index=index, item=item))
-            if kind != "call":
-                part = _part(kind, "")
-                found.append(self._event("response.content_part.added", **where, content_index=0, part=part))
-        if kind == "call":
-            found.append(self._event("response.function_call_arguments.delta", **where, delta=piece.text))
-        elif kind == "thought":
-            found.append(self._event("response.reasoning_text.delta", **where, content_index=0, delta=piece.text))
-        else:
-            fields = {**where, "content_index": 0, "delta": piece.text, "logprobs": []}
-            found.append(self._event("response.output_text.delta", **fields))
-        return found
-
-    def _done(self, index: int, status: str) -> list[bytes]:
-        block = self.answer.blocks[index]
+    def on_text(self, index: int, block: Block, text: str) -> bytes:
         where = {"item_id": self._item_id(index, block), "output_index": index}
-        found = []
+        if block.kind == "call":
+            return self._event("response.function_call_arguments.delta", **where, delta=text)
+        if block.kind == "thought":
+            return self._event("response.reasoning_text.delta", **where, content_index=0, delta=text)
+        return self._event("response.output_text.delta", **where, content_index=0, delta=text, logprobs=[])
+
+    def on_block_end(self, index: int, *, is_last: bool) -> Iterator[bytes]:
+        block = self.splitter.blocks[index]
+        where = {"item_id": self._item_id(index, block), "output_index": index}
         if block.kind == "call":
             fields = {**where, "name": block.name, "arguments": block.text}
-            found.append(self._event("response.function_call_arguments.done", **fields))
+            yield self._event("response.function_call_arguments.done", **fields)
         else:
             kind = "response.reasoning_text.done" if block.kind == "thought" else "response.output_text.done"
             logprobs: dict[str, Any] = {} if block.kind == "thought" else {"logprobs": []}
-            found.append(self._event(kind, **where, content_index=0, text=block.text, **logprobs))
+            yield self._event(kind, **where, content_index=0, text=block.text, **logprobs)
             part = _part(block.kind, block.text)
-            found.append(self._event("response.content_part.done", **where, content_index=0, part=part))
-        item = self._item(index, block, status)
-        found.append(self._event("response.output_item.done", output_index=index, item=item))
-        return found
+            yield self._event("response.content_part.done", **where, content_index=0, part=part)
+        item = self._item(index, block, "incomplete" if is_last and self._cut_by() else "completed")
+        yield self._event("response.output_item.done", output_index=index, item=item)
+
+    def on_end(self) -> Iterator[bytes]:
+        end = self.response("completed")
+        yield self._event(f"response.{end['status']}", response=end)
+
+    def error_event(self, error: ApiError) -> bytes:
+        return self._event("response.failed", response=self.response("failed", error))
 
 
 def _part(kind: str, text: str) -> dict[str, Any]:
@@ -338,9 +302,4 @@ async def create_response(request: Request) -> Response:
     """The answer to a conversation that is sent whole."""
     context = RequestContext.of(request)
     body = await parse_body(request, ResponsesBody, context.config)
-    response = _Response(context, body)
-    deadline = context.deadline(body.request_timeout)
-    await response.prepare()
-    if body.stream:
-        return EventStream(context, response.events(), deadline, last=b"", error_event=response.error_event)
-    return json_answer(await until_gone(request.receive, response.whole, deadline))
+    return await _Response(context, body).respond(request, stream=body.stream, timeout_s=body.request_timeout)

@@ -5,16 +5,17 @@ The text is that of the model's own style (``tools.STYLES``), so the parser of c
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from fastllm import StructuredOutputsParams
 from fastllm.server.openai.reasoning import BEGIN, END
 from fastllm.server.openai.tools import FunctionSpec, Style
+from fastllm.structured.grammar import Behind
 
 MAX_PARALLEL_CALLS = 16
-_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_ANY_OBJECT: dict[str, object] = {"type": "object"}
 
 # Text -> a literal of the grammar. Some models have markers that are special tokens and must be named by their id.
 Literal = Callable[[str], str]
@@ -42,9 +43,10 @@ def strict_calls(style: Style, functions: Sequence[FunctionSpec], literal: Liter
     """Any text, and in it calls whose arguments fit: the schema of strict functions, any object for others."""
     begin, end = literal(style.begin), literal(style.end)
     if style.name == "mistral":
-        call = f'{begin} "[" object (", " object){{0,{MAX_PARALLEL_CALLS - 1}}} "]"'
+        # Nothing says where its calls end, so they end the answer.
+        call, start = f'{begin} "[" object (", " object){{0,{MAX_PARALLEL_CALLS - 1}}} "]"', "TEXT | call"
     else:
-        call = f'{begin} "\\n" object "\\n" {end}'
+        call, start = f'{begin} "\\n" object "\\n" {end}', "call* TEXT"
     if begin.startswith('"'):
         # The marker is plain text: the text before it ends with it, as early as it can.
         call = f"marked {call.removeprefix(begin)}"
@@ -52,29 +54,19 @@ def strict_calls(style: Style, functions: Sequence[FunctionSpec], literal: Liter
     else:
         call, before = f"TEXT {call}", ""
     objects = _objects(style, functions, strict=True)
-    return StructuredOutputsParams(grammar=f"start: call* TEXT\ncall: {call}\nTEXT: /(.|\\n)*/\n{before}\n{objects}")
+    return StructuredOutputsParams(grammar=f"start: {start}\ncall: {call}\nTEXT: /(.|\\n)*/\n{before}\n{objects}")
 
 
 def after_reasoning(params: StructuredOutputsParams, literal: Literal, *, is_inside: bool) -> StructuredOutputsParams:
     """The same behind the end of the model's reasoning, which is free text."""
     begin, end = "" if is_inside else literal(BEGIN), literal(END)
-    lazy = "[lazy]" if end.startswith('"') and not begin.startswith("<") else ""
-    think = f"thought{lazy}: {begin} /(.|\\n)*/ {end}\n"
-    start = f"start: (thought /\\n{{0,2}}/){'' if is_inside else '?'} answer\n"
-    schema: Any = _ANY_OBJECT if params.json_object else params.json
-    if schema is not None:
-        answer = f"answer: %json {schema if isinstance(schema, str) else json.dumps(schema)}"
-    elif params.choice is not None:
-        answer = "answer: " + " | ".join(map(_quoted, params.choice))
-    elif params.regex is not None:
-        escaped = params.regex.replace("/", "\\/")
-        answer = f"answer: /{escaped}/"
+    if end.startswith('"'):
+        thought = f"thought: {begin} text\ntext[lazy]: /(.|\\n)*/ {end}"
     else:
-        answer = "\n".join(
-            line.replace("start:", "answer:", 1) if line.startswith("start:") else line
-            for line in (params.grammar or "").splitlines()
-        )
-    return StructuredOutputsParams(grammar=start + think + answer, disable_any_whitespace=params.disable_any_whitespace)
+        thought = f"thought: {begin} /(.|\\n)*/ {end}"
+    head = f"start: (thought /\\n{{0,2}}/){'' if is_inside else '?'} @answer\n{thought}"
+    given = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    return Behind(head=head, **given)
 
 
 def _objects(style: Style, functions: Sequence[FunctionSpec], *, strict: bool = False) -> str:

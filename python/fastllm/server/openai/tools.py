@@ -7,8 +7,9 @@ marker. Calls are JSON and parsed as JSON; nothing of a model's output is ever e
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -39,6 +40,19 @@ class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
 class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["function"]
     function: NamedFunction
+
+
+def function_tool(
+    name: str, description: str | None, parameters: dict[str, Any] | None, *, strict: bool | None
+) -> Tool:
+    """A tool of a dialect that writes it in another way."""
+    spec = FunctionSpec(name=name, description=description, parameters=parameters, strict=strict)
+    return Tool(type="function", function=spec)
+
+
+def named_tool(name: str) -> NamedTool:
+    """The choice of a function, likewise."""
+    return NamedTool(type="function", function=NamedFunction(name=name))
 
 
 def template_tools(tools: Sequence[Tool], where: str = "tools") -> list[dict[str, Any]]:
@@ -99,75 +113,98 @@ def tool_style(name: str, chat_template: str | None) -> Style | None:
 
 
 class ToolParser:
-    """Splits a growing text into plain text and calls. What is no valid call comes out as text, unchanged."""
+    """Splits a growing text into pieces in order: plain text and calls. What is no valid call comes out as text.
 
-    def __init__(self, style: Style) -> None:
+    White space around calls is left out; what stands before the first of them stays if text follows.
+
+    Args:
+        names: of the functions that there are; a call of another is text.
+    """
+
+    def __init__(self, style: Style, names: Collection[str]) -> None:
         self._style = style
-        self._held = ""
-        self._in_payload = False
+        self._names = names
+        self._held = ""  # what may be the beginning of a marker
+        self._space: list[str] = []  # what a call that follows takes along
         self._begun = False  # something other than white space has come
+        self._has_text = self._after_call = False
+        # Of a payload, once it has begun: its marker, all of it, and its end as far as that may begin the other marker.
+        self._payload: list[str] | None = None
+        self._marker = self._tail = ""
 
-    def feed(self, text: str) -> tuple[str, list[Call]]:
-        """(text that is surely no call, calls that are complete)."""
-        self._held += text
-        return self._advance(is_last=False)
+    def feed(self, text: str) -> list[str | Call]:
+        """Text that is surely no call, and calls that are complete."""
+        return self._advance(text, is_last=False)
 
-    def finish(self) -> tuple[str, list[Call]]:
+    def finish(self) -> list[str | Call]:
         """What was held back."""
-        return self._advance(is_last=True)
+        return self._advance("", is_last=True)
 
-    def _advance(self, *, is_last: bool) -> tuple[str, list[Call]]:
-        shown: list[str] = []
-        calls: list[Call] = []
-        while True:
-            if self._in_payload:
-                if not self._take_payload(shown, calls, is_last=is_last):
-                    break
-            elif not self._take_text(shown, is_last=is_last):
-                break
-        return "".join(shown), calls
+    def _advance(self, text: str, *, is_last: bool) -> list[str | Call]:
+        found: list[str | Call] = []
+        rest: str | None = text
+        while rest is not None:
+            if self._payload is None:
+                rest = self._take_text(rest, found, is_last=is_last)
+            else:
+                rest = self._take_payload(self._payload, rest, found, is_last=is_last)
+        if is_last and not self._after_call and (space := "".join(self._space)):
+            found.append(space)
+        return found
 
-    def _take_text(self, shown: list[str], *, is_last: bool) -> bool:
-        """Moves plain text out. True if a payload begins."""
+    def _take_text(self, text: str, found: list[str | Call], *, is_last: bool) -> str | None:
+        """Moves plain text out. The rest, if a payload begins."""
         style = self._style
-        if style.bare and not self._begun:
-            stripped = self._held.lstrip()
-            if stripped.startswith("{"):
-                self._in_payload = True
-                return True
-            if not stripped and not is_last:
-                return False  # white space may stand before a call
-        at = self._held.find(style.begin)
+        text, self._held = self._held + text, ""
+        stripped = text.lstrip()
+        if style.bare and not self._begun and stripped.startswith("{"):
+            self._add_text(text[: len(text) - len(stripped)], found)
+            self._payload, self._marker = [], ""
+            return stripped
+        at = text.find(style.begin)
         if at >= 0:
-            shown.append(self._held[:at])
-            self._held = self._held[at + len(style.begin) :]
-            self._in_payload = self._begun = True
-            return True
-        keep = 0 if is_last else overlap(self._held, style.begin)
-        plain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+            self._add_text(text[:at], found)
+            self._payload, self._marker = [], style.begin
+            return text[at + len(style.begin) :]
+        plain = text if is_last else text[: len(text) - overlap(text, style.begin)]
+        self._held = text[len(plain) :]
         self._begun = self._begun or bool(plain.strip())
-        shown.append(plain)
-        return False
+        self._add_text(plain, found)
+        return None
 
-    def _take_payload(self, shown: list[str], calls: list[Call], *, is_last: bool) -> bool:
-        """Parses a payload that is complete. True if more follows."""
-        style = self._style
-        at = self._held.find(style.end) if style.end else -1
+    def _take_payload(self, payload: list[str], text: str, found: list[str | Call], *, is_last: bool) -> str | None:
+        """Parses a payload that is complete. The rest, if it has an end."""
+        end = self._style.end
+        payload.append(text)
+        window = self._tail + text
+        at = window.find(end) if end else -1
         if at < 0 and not is_last:
-            return False
-        is_bare = style.bare and not self._begun
-        payload = self._held if at < 0 else self._held[:at]
-        found = _calls(payload)
-        if found:
-            calls += found
-        elif is_bare:
-            shown.append(payload)
+            self._tail = window[1 - len(end) :] if len(end) > 1 else ""
+            return None
+        whole, rest = "".join(payload), None
+        if at >= 0:
+            size = len(whole) - len(window) + at
+            whole, rest = whole[:size], whole[size + len(end) :]
+        calls = _calls(whole, self._names)
+        if calls:
+            if not self._has_text:
+                self._space.clear()
+            found += calls
+            self._after_call = True
         else:
-            shown.append(style.begin + payload + (style.end if at >= 0 else ""))
-        self._held = "" if at < 0 else self._held[at + len(style.end) :]
-        self._in_payload, self._begun = False, True
-        return at >= 0
+            self._add_text(self._marker + whole + ("" if rest is None else end), found)
+        self._payload, self._tail, self._begun = None, "", True
+        return rest
+
+    def _add_text(self, text: str, found: list[str | Call]) -> None:
+        if self._after_call:
+            text = text.lstrip()
+        stripped = text.rstrip()
+        if stripped:
+            found.append("".join(self._space) + stripped)
+            self._space.clear()
+            self._has_text, self._after_call = True, False
+        self._space.append(text[len(stripped) :])
 
 
 def overlap(text: str, marker: str) -> int:
@@ -178,23 +215,18 @@ def overlap(text: str, marker: str) -> int:
     return 0
 
 
-def _calls(payload: str) -> list[Call]:
+def _calls(payload: str, names: Collection[str]) -> list[Call]:
     """The calls of a payload: an object, a list of objects, or several objects; [] if it is anything else."""
-    text = payload.strip()
-    values: list[Any] = []
-    for piece in (text,) if text[:1] == "[" else (text, *_split(text)):
-        try:
-            value = msgspec.json.decode(piece)
-        except (msgspec.DecodeError, RecursionError):
-            continue
-        values += value if isinstance(value, list) else [value]
-        if piece is text:
-            break
+    try:
+        values = _values(payload)
+    except (ValueError, msgspec.DecodeError, RecursionError):
+        return []
     found = []
     for value in values:
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(name, str) or name not in names:
             return []
-        arguments = value.get("arguments", value.get("parameters", {}))
+        arguments = value.get("arguments", value.get("parameters"))
         if isinstance(arguments, str):
             try:
                 arguments = msgspec.json.decode(arguments)
@@ -202,29 +234,20 @@ def _calls(payload: str) -> list[Call]:
                 return []
         if not isinstance(arguments, dict):
             return []
-        found.append(Call(value["name"], msgspec.json.encode(arguments).decode()))
+        found.append(Call(name, msgspec.json.encode(arguments).decode()))
     return found
 
 
-def _split(text: str) -> list[str]:
-    """Objects one after the other, with ; or white space between (Llama 3)."""
-    pieces, depth, begin, in_string, escaped = [], 0, 0, False, False
-    for i, c in enumerate(text):
-        if in_string:
-            if escaped:
-                escaped = False
-            elif c == "\\":
-                escaped = True
-            elif c == '"':
-                in_string = False
-        elif c == '"':
-            in_string = True
-        elif c == "{":
-            if depth == 0:
-                begin = i
-            depth += 1
-        elif c == "}":
-            depth -= 1
-            if depth == 0:
-                pieces.append(text[begin : i + 1])
-    return pieces if len(pieces) > 1 else []
+_BETWEEN = re.compile(r"[\s;]*")
+_DECODER = json.JSONDecoder()
+
+
+def _values(text: str) -> list[Any]:
+    """JSON values one after the other, with nothing but ; and white space between (Llama 3); those of a list alone."""
+    found: list[Any] = []
+    at = len(text) - len(text.lstrip())
+    while at < len(text):
+        end = _DECODER.raw_decode(text, at)[1]  # only where it ends: msgspec is stricter
+        found.append(msgspec.json.decode(text[at:end]))
+        at = end + len(_BETWEEN.match(text, end)[0])  # type: ignore[index]
+    return found[0] if len(found) == 1 and isinstance(found[0], list) else found
