@@ -414,7 +414,7 @@ def quantize_rows(values: Annotated[NDArray[numpy.float32], dict(shape=(None, No
     """
 
 class MatrixFormat:
-    """How one matrix of integers is held; see csrc/ops/weights.h."""
+    """How one matrix of codes is held; see csrc/ops/weights.h."""
 
     def __init__(self, *, format: str, group: int, scale_dtype: str, has_zeros: bool, act: str) -> None: ...
 

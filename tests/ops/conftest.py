@@ -8,14 +8,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tolerances.py, tests/devices.py
 
-from devices import has_cuda
+import oracle
 
-from fastllm import _core, ops
-
-
-def device_names():
-    cuda = ["cuda:emulated", *(["cuda"] if has_cuda() else [])]
-    return ["reference", *(f"cpu:{level}" for level in _core.cpu_isa_levels()), *cuda]
+from fastllm import ops
 
 
 def pytest_collection_modifyitems(config, items):
@@ -29,6 +24,6 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if not is_refused(item)]
 
 
-@pytest.fixture(params=device_names(), scope="session")
+@pytest.fixture(params=oracle.device_names(), scope="session")
 def device(request):
     return ops.Device(request.param, num_threads=2 if request.param.startswith("cpu") else 1)

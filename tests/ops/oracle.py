@@ -1,13 +1,19 @@
-"""The operations in float64, and what tests share: random inputs, tolerances by device, paged caches."""
+"""The operations in float64, and what tests share: devices, random inputs, tolerances by device, paged caches."""
 
 import numpy as np
 import tolerances
 import torch
+from devices import has_cuda
 
-from fastllm import ops
+from fastllm import _core, ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KV_DTYPES = (*DTYPES, "int8", "fp8")
+
+
+def device_names():
+    cuda = ["cuda:emulated", *(["cuda"] if has_cuda() else [])]
+    return ["reference", *(f"cpu:{level}" for level in _core.cpu_isa_levels()), *cuda]
 
 
 def relative(device, *, weights=None):

@@ -4,7 +4,6 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import device_names
 from tolerances import assert_close, assert_same_bits
 
 from fastllm import ops
@@ -15,7 +14,7 @@ SHAPES = [(0, 64, 8), (1, 1, 1), (3, 33, 32), (7, 100, 33), (13, 257, 70), (70, 
 BOUND = 1e-6  # of the sum of |terms|, against float64 on the same operands
 
 
-@pytest.fixture(params=[name for name in device_names() if not name.startswith("cpu")], scope="module")
+@pytest.fixture(params=[name for name in oracle.device_names() if not name.startswith("cpu")], scope="module")
 def device(request):
     return ops.Device(request.param)
 
