@@ -15,11 +15,12 @@ from lm_eval import utils
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from fastllm.errors import InvalidRequestError
 from fastllm.evaluation.likelihood import encode_pair, loglikelihoods
 from fastllm.llm import LLM
 from fastllm.params import SamplingParams
 
-_MAX_STOPS = 16  # of the engine
+_MAX_STOPS = 16  # of the engine; a text is cut at further ones when it is done
 
 
 @register_model("fastllm")
@@ -60,9 +61,19 @@ class FastLLM(LM):  # type: ignore[misc]
         # A chat template writes the special tokens itself.
         return self._llm._runtime._tokenizer().encode(text, add_special_tokens=not self._is_templated)
 
+    def _prefix(self) -> int:
+        """What stands before a text whose first token counts."""
+        if self._start_id is None:
+            raise InvalidRequestError(
+                f"{self._folder}: the model has no end-of-text id, from which the first token of a text would be "
+                "predicted; name one as eos_token_id in its generation_config.json"
+            )
+        return int(self._start_id)
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = [encode_pair(self._encode, *request.args) for request in requests]
-        found = loglikelihoods(self._llm, pairs, start_id=self._start_id, use_tqdm=not disable_tqdm)
+        start_id = self._prefix() if any(not context for context, _ in pairs) else None
+        found = loglikelihoods(self._llm, pairs, start_id=start_id, use_tqdm=not disable_tqdm)
         self._remember("loglikelihood", requests, found)
         return found
 
@@ -73,7 +84,7 @@ class FastLLM(LM):  # type: ignore[misc]
         for i, request in enumerate(requests):
             ids = self._encode(request.args[0])
             windows = utils.get_rolling_token_windows(
-                token_list=ids, prefix_token=self._start_id, max_seq_len=self._longest - 2, context_len=1
+                token_list=ids, prefix_token=self._prefix(), max_seq_len=self._longest - 2, context_len=1
             )
             for context, continuation in map(utils.make_disjoint_window, windows):
                 pairs.append((list(context), list(continuation)))
@@ -88,10 +99,12 @@ class FastLLM(LM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         prompts: list[list[int]] = []
         params: list[SamplingParams] = []
+        further_stops: list[list[str]] = []
         for request in requests:
             context, wanted = request.args
             until = wanted.get("until") or []
-            until = [until] if isinstance(until, str) else list(until)
+            stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+            further_stops.append(stops[_MAX_STOPS:])
             count = min(int(wanted.get("max_gen_toks", wanted.get("max_tokens", 256))), self._longest - 1)
             is_greedy = not wanted.get("do_sample", False)
             prompts.append(self._encode(context)[-(self._longest - count) :])
@@ -101,11 +114,14 @@ class FastLLM(LM):  # type: ignore[misc]
                     temperature=0.0 if is_greedy else float(wanted.get("temperature", 1.0)),
                     top_p=float(wanted.get("top_p", 1.0)),
                     top_k=int(wanted.get("top_k", 0)),
-                    stop=[stop for stop in until if stop][:_MAX_STOPS],
+                    stop=stops[:_MAX_STOPS],
                 )
             )
         outputs = self._llm.generate(prompts, params, use_tqdm=not disable_tqdm)
         texts = [output.outputs[0].text for output in outputs]
+        for i, stops in enumerate(further_stops):
+            for stop in stops:
+                texts[i] = texts[i].partition(stop)[0]
         self._remember("generate_until", requests, texts)
         return texts
 

@@ -15,7 +15,9 @@ import tiny
 import fastllm
 from fastllm import _core
 from fastllm.checkpoint import packed_cache
+from fastllm.checkpoint.files import InputFile
 
+PIECE_GAP = (8 << 20) - packed_cache.PIECE_BYTES - 1000  # of a file of 8 MiB: between the last two pieces
 OPTIONS = {"num_threads": 2, "max_num_seqs": 2, "kv_cache_tokens": 64}
 
 
@@ -89,6 +91,39 @@ def test_stale_cache_is_replaced(
         assert _run(folder, cache) == (expected, False)
     assert "is stale" in caplog.text and str(_only_file(cache)) in caplog.text
     assert _run(folder, cache) == (expected, True)
+
+
+def test_a_change_anywhere_in_a_large_file_is_seen(tmp_path: Path) -> None:
+    """By its content alone: of a file of 16 MiB, each stretch as long as a small matrix (256 KiB), and the header."""
+    size, stretch = 16 << 20, 256 << 10
+    header = (2 << 20).to_bytes(8, "little")  # longer than HEAD_BYTES
+    good = header + np.random.default_rng(0).bytes(size - 8)
+    path = tmp_path / "a.safetensors"
+
+    def digest(data: bytes) -> str:
+        path.write_bytes(data)
+        return packed_cache.digest(InputFile(path, str(path)))
+
+    expected = digest(good)
+    assert digest(good) == expected
+    for begin in [*range(8, size - stretch, 3 << 20), size - stretch]:
+        changed = bytes(b ^ 1 for b in good[begin : begin + stretch])
+        assert digest(good[:begin] + changed + good[begin + stretch :]) != expected, begin
+    for at in (8, (2 << 20) - 1, (1 << 20) + 70_000):  # one byte of the header
+        assert digest(_flip(at)(good)) != expected, at
+
+
+def test_the_time_of_change_counts(tmp_path: Path) -> None:
+    """It cannot be set back, as the time of modification can."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(8 << 20))
+    before = packed_cache.key_of([InputFile(path, "a.bin")], {})
+    time = path.stat().st_mtime_ns
+    path.write_bytes(_flip(PIECE_GAP)(bytes(8 << 20)))
+    os.utime(path, ns=(time, time))
+    after = packed_cache.key_of([InputFile(path, "a.bin")], {})
+    assert before["sources"][0][-1] == after["sources"][0][-1]  # what is hashed is the same
+    assert before != after
 
 
 def _flip(position: int) -> Callable[[bytes], bytes]:

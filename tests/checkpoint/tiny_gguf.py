@@ -10,8 +10,8 @@ import numpy as np
 E, V = 32, 16
 
 
-def write(folder: Path) -> Path:
-    """A one-layer Llama with a tokenizer."""
+def write(folder: Path, *, quantized: bool = False) -> Path:
+    """A one-layer Llama with a tokenizer; its matrices in float32, or in blocks of 8 and of 4 bits."""
     rng = np.random.default_rng(0)
     path = folder / "model.gguf"
     w = gguf.GGUFWriter(path, "llama")
@@ -30,7 +30,12 @@ def write(folder: Path) -> Path:
     shapes |= {f"blk.0.{name}": (E, E) for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up",
                                                     "ffn_down")}  # fmt: skip
     for name, shape in shapes.items():
-        w.add_tensor(f"{name}.weight", rng.standard_normal(shape).astype(np.float32))
+        values = rng.standard_normal(shape).astype(np.float32)
+        if quantized and len(shape) == 2:
+            kind = gguf.GGMLQuantizationType.Q4_0 if "ffn" in name else gguf.GGMLQuantizationType.Q8_0
+            w.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            w.add_tensor(f"{name}.weight", values)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

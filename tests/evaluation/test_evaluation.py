@@ -19,7 +19,7 @@ from fastllm.evaluation.gate import judge, parse_gate
 from fastllm.evaluation.run import EvalOptions, evaluate, first_divergence
 from fastllm.evaluation.scoring import ScoredModel
 from fastllm.evaluation.tasks import read_tasks, run_tasks
-from fastllm.text.corpus import Document, read_corpus, windows
+from fastllm.text.corpus import read_corpus, windows
 
 HELDOUT = Path(__file__).parents[1] / "data" / "heldout.txt"
 IDS = [100 + i * 31 % 3000 for i in range(150)]
@@ -151,12 +151,24 @@ def test_bits_per_byte_are_those_of_the_documented_measurement(tmp_path: Path) -
             for token, entry in zip(out.prompt_token_ids[1:], (out.prompt_logprobs or [])[1:], strict=True):
                 bits -= (entry or {})[token].logprob / math.log(2)
         num_bytes = len(text.encode()) - len(llm.decode(ids[:1]).encode())
-    assert found.figures["bits_per_byte"] == pytest.approx(bits / num_bytes, rel=2e-3)  # cut characters at borders
+    assert found.figures["bits_per_byte"] == pytest.approx(bits / num_bytes, rel=1e-5)
     assert found.figures["tokens"] == len(ids) - 1 and found.gate is None
 
 
+def test_bytes_of_a_text_are_counted_once_wherever_it_is_cut(tmp_path: Path, main_model: ScoredModel) -> None:
+    text = "Grüße 🙂 aus Ελλάδα: 你好 " * 3
+    (tmp_path / "text.txt").write_text(text)
+    assert main_model.tokenizer is not None
+    ids = main_model.tokenizer.encode(text)
+    for window in (2, 3, 7):
+        figures = evaluate(None, EvalOptions(data=tmp_path / "text.txt", window=window)).figures
+        bits = math.log2(figures["ppl"]) * (len(ids) - 1)
+        counted = len(text.encode()) - len(main_model.tokenizer.byte_table.bytes(ids[0]))
+        assert bits / figures["bits_per_byte"] == pytest.approx(counted, rel=1e-6)
+
+
 def test_each_token_of_a_document_is_predicted_once() -> None:
-    documents = [Document(list(range(10)), None), Document(list(range(100, 103)), None), Document([7, 8], None)]
+    documents = [list(range(10)), list(range(100, 103)), [7, 8]]
     for length in (1, 2, 3, 4, 9, 100):
         pieces = windows(documents, length)
         assert all(2 <= len(piece) <= length + 1 for piece in pieces)
@@ -167,7 +179,7 @@ def test_each_token_of_a_document_is_predicted_once() -> None:
 def test_corpora_in_all_their_forms(tmp_path: Path, main_model: ScoredModel) -> None:
     def read(name: str, content: str) -> list[list[int]]:
         (tmp_path / name).write_text(content)
-        return [d.token_ids for d in read_corpus(tmp_path / name, main_model.tokenizer, 4096)]
+        return read_corpus(tmp_path / name, main_model.tokenizer, 4096)
 
     assert main_model.tokenizer is not None
     words = main_model.tokenizer.encode("The os module")
@@ -223,10 +235,17 @@ def test_a_gate_that_is_not_understood_is_refused(text: str) -> None:
         parse_gate(text)
 
 
-def test_a_gate_for_what_was_not_measured_is_refused() -> None:
-    for text, missing in (("kl<=1", "the original"), ("ppl<=+1%", "the original"), ("acc>=0.5", "tasks")):
-        with pytest.raises(InvalidRequestError, match=missing):
-            judge(parse_gate(text), {"ppl": 10.0})
+def test_a_gate_for_what_is_not_measured_is_refused_at_once(tmp_path: Path) -> None:
+    """Before a model is opened: there is none here."""
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "answer": "b"}')
+    data, tasks = {"data": HELDOUT}, {"tasks": tmp_path / "tasks.jsonl"}
+    for text, given, missing in (
+        ("kl<=1", data, "the original"), ("ppl<=+1%", data, "the original"), ("acc>=0.5", data, "tasks"),
+        ("ppl<=9,acc>=-1%", data | tasks, "the original"), ("top1>=0.9", tasks, "data and the original"),
+        ("ppl<=9", tasks, "data"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidRequestError, match=f"gate term .* needs evaluation {missing}"):
+            evaluate(tmp_path / "none", EvalOptions(**given, gate=text))
 
 
 # Tasks.
@@ -242,7 +261,9 @@ def test_tasks_are_scored_by_the_engine(tmp_path: Path, engine: LLM) -> None:
         {"prompt": "The os module", "answer": "no", "max_tokens": 6},
     ]
     (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = run_tasks(engine, read_tasks(tmp_path / "tasks.jsonl"))
+    told: list[int] = []
+    found = run_tasks(engine, read_tasks(tmp_path / "tasks.jsonl"), told.append)
+    assert told == [0, 2, 4]
     assert found == {"acc": 0.5, "choice_acc": 0.5, "choice_count": 2, "exact_acc": 0.5, "exact_count": 2}
 
 

@@ -1,4 +1,7 @@
-"""The adapter for lm-evaluation-harness runs a task of the user's on the demo model, with the engine's own figures."""
+"""The adapter for lm-evaluation-harness runs a task of the user's on the demo model, with the engine's own figures.
+
+The harness is in no extra: lm_eval 0.4.13 brings 44 packages of 618 MB. `pip install lm_eval` runs these tests, too.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastllm import LLM, SamplingParams
+from fastllm import LLM, InvalidRequestError, SamplingParams
 
 harness = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
@@ -58,6 +61,26 @@ def test_likelihoods_and_texts_are_those_of_the_engine(model: Any) -> None:
 def test_a_long_text_is_cut_into_windows(model: Any) -> None:
     (long,) = model.loglikelihood_rolling([_request("The os module provides. " * 120)], disable_tqdm=True)
     assert math.isfinite(long) and long < 0
+
+
+def test_every_stop_string_counts(model: Any) -> None:
+    """The engine takes 16, tasks may have more."""
+    (whole,) = model.generate_until([_request("The os module", {"max_gen_toks": 12})], disable_tqdm=True)
+    middle = whole[len(whole) // 2 :][:2]
+    until = [*(f"zqx{i}" for i in range(20)), middle]
+    (cut,) = model.generate_until([_request("The os module", {"until": until, "max_gen_toks": 12})], disable_tqdm=True)
+    assert middle and cut == whole.partition(middle)[0] != whole
+
+
+def test_a_model_without_an_end_of_text_is_refused_where_it_needs_one(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_start_id", None)
+    assert len(model.loglikelihood([_request("The os", " module")], disable_tqdm=True)) == 1
+    with pytest.raises(InvalidRequestError, match="no end-of-text id"):
+        model.loglikelihood([_request("", "The os")], disable_tqdm=True)
+    with pytest.raises(InvalidRequestError, match="no end-of-text id"):
+        model.loglikelihood_rolling([_request("The os module")], disable_tqdm=True)
 
 
 def test_a_task_runs(tmp_path: Path) -> None:

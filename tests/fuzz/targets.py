@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import safetensors as reference
 from safetensors.torch import save
 
@@ -23,14 +24,17 @@ import tiny
 import tiny_gguf
 
 import fastllm
-from fastllm import models
+from fastllm import _core, models
 from fastllm.checkpoint import safetensors
 from fastllm.checkpoint.config import Config
+from fastllm.checkpoint.formats import WeightFormats
 from fastllm.checkpoint.gguf import reader, text
 from fastllm.checkpoint.loader import load
+from fastllm.checkpoint.packed_format import PackedFormat
 from fastllm.checkpoint.quantized import decode
 from fastllm.checkpoint.quantized.tensor import QuantizedTensor
 from fastllm.text.tokenizer import Tokenizer
+from fastllm.weights import HeldWeights
 
 INDEX = "model.safetensors.index.json"
 
@@ -90,6 +94,12 @@ def gguf_file(data: bytes) -> None:
     plan = load(path)
     # Every value is read: blocks whose scales are no numbers are refused, and nothing else happens.
     plan.fill(_Nothing())
+    # And as a start reads it: blocks that a kernel takes go to the core as codes.
+    held = HeldWeights(
+        plan.spec, plan, dtype="float32", quantization=None, activation_mode="f32", auto_mode="f32", keeps_fp8=False
+    )  # fmt: skip
+    native = _core.Model(plan.spec, device="cpu", num_threads=1, dtype="float32", formats=held.formats.native())
+    held.load(native, cache=None, seed=0, show_progress=False)
 
 
 def quantized_file(data: bytes) -> None:
@@ -101,9 +111,30 @@ def quantized_file(data: bytes) -> None:
             sources, _ = decode(Config({"quantization_config": config}, str(path)), tensors)
             for source in sources.values():
                 if isinstance(source, QuantizedTensor):
-                    source.read(0, memoryview(bytearray(4 * source.num_elements)))
+                    values = np.empty((source.num_elements // source.shape[-1], source.shape[-1]), np.float32)
+                    source.read(0, values.data.cast("B"))
+                    if isinstance(packed := source.packed_format(), PackedFormat):
+                        _check_packed(source, packed, values)
         except (fastllm.CheckpointError, fastllm.UnsupportedModelError):
             pass
+
+
+def _check_packed(source: QuantizedTensor, packed: PackedFormat, values: np.ndarray) -> None:
+    """What goes to a kernel means what reading gives, and the core takes it."""
+    num_rows, num_cols = values.shape
+    codes, scales, zeros = source.codes(range(num_rows), packed)
+    group_of = np.arange(num_cols) // (packed.group or num_cols)
+    zero = np.float32(packed.middle) if zeros is None else zeros.astype(np.float32)[:, group_of]
+    with np.errstate(over="ignore"):
+        assert np.array_equal((codes.astype(np.float32) - zero) * scales[:, group_of], values)
+    shape = {"vocab_size": num_rows, "hidden_size": num_cols, "num_attention_heads": 2, "head_dim": 8}
+    config = Config({**tiny.CONFIG, **shape}, "config")
+    native = _core.Model(
+        models.family_of(config).spec(config, None), device="cpu", num_threads=1, dtype="float32",
+        formats=WeightFormats({"lm_head": packed}).native(),
+    )  # fmt: skip
+    native.allocate_weights()
+    native.fill_codes(name="lm_head", codes=codes, scales=scales, zeros=zeros, row_begin=0, expert=0)
 
 
 class _Nothing:
@@ -149,7 +180,7 @@ def seeds(target: str) -> list[bytes]:
         "quantized": lambda: [_quantized(make) for make in (quantized_files.gptq, quantized_files.awq,
                               quantized_files.compressed_packed, quantized_files.fp8_one_scale,
                               lambda: quantized_files.bnb4(nested=True), quantized_files.mxfp4)],
-        "gguf": lambda: [tiny_gguf.write(_folder().path).read_bytes()],
+        "gguf": lambda: [tiny_gguf.write(_folder().path, quantized=q).read_bytes() for q in (False, True)],
     }[target]()  # fmt: skip
     kept = sorted((Path(__file__).parent / "seeds").glob(f"{target}-*"))
     return good + [path.read_bytes() for path in kept]

@@ -205,6 +205,23 @@ def reference_greedy(model: Any, ids: list[int], count: int) -> tuple[list[int],
     return tokens[len(ids) :], margin
 
 
+def make_vision_model() -> Any:
+    """Gemma 3 with a vision tower; its language model is the case "gemma3"."""
+    case = next(case for case in CASES if case.name == "gemma3")
+    text = transformers.Gemma3TextConfig(**{**BASE, **case.values})
+    vision = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28,
+        "patch_size": 14, "model_type": "siglip_vision_model",
+    }  # fmt: skip
+    model = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=vision)
+    )
+    model.eval().set_attn_implementation("eager")
+    with torch.no_grad():
+        randomize(model, torch.Generator().manual_seed(0))
+    return model
+
+
 # The same config in the spelling of transformers 4, which most of the hub has.
 def to_v4(config: dict[str, Any]) -> dict[str, Any]:
     old = dict(config)

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import CASES, Case, make_model, prompt_ids, reference_logits, save, settle_rope, to_v4
+from checkpoints import (
+    CASES,
+    Case,
+    make_model,
+    make_vision_model,
+    prompt_ids,
+    reference_logits,
+    save,
+    settle_rope,
+    to_v4,
+)
 from stand_in import Weights, run
 
 from fastllm.checkpoint.loader import LoadPlan, load
@@ -88,31 +98,12 @@ def test_fused_expert_tensors_load_like_single_ones(name: str, tmp_path: Path) -
     assert np.array_equal(_logits(load(fused, max_model_len=case.max_model_len), ids), expected)
 
 
-def _vision_model() -> Any:
-    import transformers
-    from checkpoints import BASE, randomize
-
-    case = next(c for c in CASES if c.name == "gemma3")
-    text = transformers.Gemma3TextConfig(**{**BASE, **case.values})
-    vision = {
-        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28,
-        "patch_size": 14, "model_type": "siglip_vision_model",
-    }  # fmt: skip
-    model = transformers.Gemma3ForConditionalGeneration(
-        transformers.Gemma3Config(text_config=text, vision_config=vision)
-    )
-    model.eval().set_attn_implementation("eager")
-    with torch.no_grad():
-        randomize(model, torch.Generator().manual_seed(0))
-    return model
-
-
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_language_model_of_a_vision_checkpoint_loads(prefix: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     case = next(c for c in CASES if c.name == "gemma3")
-    model = _vision_model()
+    model = make_vision_model()
     save(model, tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = {n.replace("language_model.model.", prefix): t for n, t in load_file(path).items()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from quick import DENSE, MOE, saved
+from quick import DENSE, MOE, SHARED, saved
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +38,9 @@ def dense_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def moe_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(MOE, tmp_path_factory.mktemp("moe"))
+
+
+@pytest.fixture(scope="session")
+def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture with a shared expert, and a gate for it."""
+    return saved(SHARED, tmp_path_factory.mktemp("shared"))

@@ -16,6 +16,11 @@ MOE = Case(
     {"hidden_size": 64, "num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 64, "head_dim": 32,
      "norm_topk_prob": True, "num_hidden_layers": 2, "vocab_size": 264},
 )  # fmt: skip
+SHARED = Case(
+    "qwen2-moe", "Qwen2MoeConfig", "Qwen2MoeForCausalLM",
+    {"hidden_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "vocab_size": 264,
+     "shared_expert_intermediate_size": 64, "num_hidden_layers": 2},
+)  # fmt: skip
 QUICK = {"num_samples": 24, "sample_len": 64, "group": 32}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoints import CASES, make_model, save
+from checkpoints import CASES, make_model, make_vision_model, save
 from quick import QUICK
 
 import fastllm
@@ -21,6 +22,7 @@ from fastllm.demo import CALIBRATION_TEXT, DEMO_MODEL
 from fastllm.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from fastllm.evaluation.scoring import ScoredModel
 from fastllm.quantize import pipeline, report
+from fastllm.quantize.journal import Journal
 from fastllm.quantize.layer import Layer
 from fastllm.quantize.source import read_fill
 
@@ -91,8 +93,13 @@ def test_what_is_written_is_read_bit_for_bit(
     assert error < (0.05 if result.report["settings"]["bits"] == 8 else 0.5), error
 
 
-def test_statistics_in_several_passes_give_what_one_gives(moe_model: Path, tmp_path: Path) -> None:
-    """With little memory the experts are looked at one after the other."""
+@pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant"])
+def test_statistics_in_several_passes_give_what_one_gives(method: str, moe_model: Path, tmp_path: Path) -> None:
+    """With little memory the experts are looked at one after the other.
+
+    Moved scales are divided out of the statistics in one pass, and looked at anew in several: the last bit of a float16
+    scale may differ then, and nothing more.
+    """
     from fastllm.quantize import layer_quantizer
 
     outs = []
@@ -104,8 +111,11 @@ def test_statistics_in_several_passes_give_what_one_gives(moe_model: Path, tmp_p
                     layer_quantizer.LayerQuantizer, "_split",
                     lambda self, keys, split=split: (setattr(self, "_budget", 1), split(self, keys))[1],
                 )  # fmt: skip
-            outs.append(_read(_quantize(moe_model, tmp_path / name, method="gptq").path))
-    assert all(torch.equal(outs[0][name], outs[1][name]) for name in outs[0])
+            group = -1 if method == "smoothquant" else 32
+            outs.append(_read(_quantize(moe_model, tmp_path / name, method=method, group=group).path))
+    for name, one in outs[0].items():
+        difference = float((outs[1][name] - one).norm() / one.norm())
+        assert difference <= (2e-4 if method == "awq" else 0.0), (name, difference)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
@@ -130,6 +140,39 @@ def test_a_killed_run_goes_on_where_it_was(method: str, dense_model: Path, tmp_p
     resumed = _quantize(dense_model, tmp_path / "out", method=method, progress=progress)
     assert "layer 1" not in seen
     assert resumed.report["files"] == whole.report["files"]  # the same bytes
+
+
+def test_what_the_journal_names_is_on_the_disk(
+    dense_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure must not leave a journal that counts a layer whose outputs were still in memory."""
+    synced: set[tuple[int, int]] = set()  # inode, size
+    fsync, finish = os.fsync, Journal.finish
+
+    def recording_fsync(fd: int) -> None:
+        fsync(fd)
+        synced.add((os.fstat(fd).st_ino, os.fstat(fd).st_size))
+
+    def checking_finish(self: Journal, entry: dict[str, Any]) -> None:
+        waiting = [self.folder / entry["file"], *self.folder.glob("work/*.f32")]
+        assert len(waiting) >= 2 and all((p.stat().st_ino, p.stat().st_size) in synced for p in waiting), waiting
+        finish(self, entry)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(Journal, "finish", checking_finish)
+    _quantize(dense_model, tmp_path / "out", method="gptq", num_samples=4)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("name", ["hidden-1", "model-00002-of-00004"])
+def test_a_full_disk_is_an_error(name: str, dense_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "layer 0":
+            folder = tmp_path / "out.partial"
+            ((folder / "work" if "hidden" in name else folder) / f"{name}.writing").symlink_to("/dev/full")
+
+    with pytest.raises(CheckpointError, match=rf"{name}.*No space left"):
+        _quantize(dense_model, tmp_path / "out", method="gptq", num_samples=4, progress=progress)
 
 
 def test_the_report_belongs_to_the_files(dense_model: Path, tmp_path: Path) -> None:
@@ -177,6 +220,27 @@ def test_a_tied_head_gets_weights_of_its_own(tmp_path: Path) -> None:
     assert float((after - before).square().mean() / before.square().mean()) < 1e-3
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_a_tied_head_of_a_model_with_vision_is_where_its_form_has_it(prefix: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = save(make_vision_model(), tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    save_file({n.replace("language_model.model.", prefix): t for n, t in tensors.items()}, model / "model.safetensors")
+    out = _quantize(model, tmp_path / "out", method="rtn", bits=8, group=-1, overrides=["*lm_head=8"]).path
+    head = "language_model.lm_head.weight" if prefix.startswith("language") else "lm_head.weight"
+    stored, original = _read(out), _read(model)
+    embedding = original[f"{prefix}embed_tokens.weight"]
+    assert torch.equal(stored[f"{prefix}embed_tokens.weight"], embedding)
+    assert not torch.equal(stored[head], embedding) and torch.allclose(stored[head], embedding, atol=0.05)
+    before, after = _logits(model), _logits(out)
+    assert float((after - before).square().mean() / before.square().mean()) < 1e-2
+    # Nothing of the vision tower is quantized, and the config says so.
+    ignored = set(json.loads((out / "config.json").read_text())["quantization_config"]["ignore"])
+    tower = {n.removesuffix(".weight") for n, t in tensors.items() if "vision_tower" in n and n.endswith("proj.weight")}
+    assert tower and tower <= ignored and head.removesuffix(".weight") not in ignored
+
+
 def test_the_default_text_comes_with_a_warning_for_other_models(
     dense_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +279,39 @@ def test_transformers_computes_the_same_from_compressed_tensors(
     expected = model(torch.tensor([IDS])).logits[0]
     got = _logits(out)
     assert (got - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["moe_model", "shared_model"])
+def test_transformers_holds_the_same_mixture_of_experts(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Weights, not logits: it rounds decoded experts to bfloat16. What its config does not name as float (routers,
+    gates of shared experts) it would replace with parts of a quantized layer, filled with nothing."""
+    out = _quantize(request.getfixturevalue(kind), tmp_path / "out", method="rtn").path
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    expected = _read(out)
+    held = dict(model.named_parameters())
+    for name in [name for name in expected if name.endswith((".mlp.gate.weight", "norm.weight", "expert_gate.weight"))]:
+        assert torch.equal(held[name], expected[name]), name
+    for name in [name for name in held if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        projections = ("gate_proj", "up_proj") if "gate_up" in name else ("down_proj",)
+        for i, expert in enumerate(held[name]):
+            parts = [expected[f"{name.rpartition('.')[0]}.{i}.{part}.weight"] for part in projections]
+            assert torch.equal(expert, torch.cat(parts).bfloat16().float()), (name, i)
+
+
+def test_transformers_loads_a_model_with_vision(tmp_path: Path) -> None:
+    """Its modules have other names than the files."""
+    model = save(make_vision_model(), tmp_path / "model")
+    out = _quantize(model, tmp_path / "out", method="rtn", bits=8, group=-1).path
+    loaded, found = transformers.AutoModelForImageTextToText.from_pretrained(
+        out, dtype=torch.float32, output_loading_info=True
+    )
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    expected = loaded(input_ids=torch.tensor([IDS])).logits[0]
+    assert (_logits(out) - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 @pytest.mark.parametrize("variant", ["rtn", "rtn, zero points", "rtn 8 bits, whole rows"])
@@ -276,7 +373,7 @@ def test_transformers_computes_the_same_from_w8a8(dense_model: Path, tmp_path: P
         ({"symmetric": "yes"}, "symmetric = 'yes'"),
         ({"num_samples": 0}, "num_samples = 0"),
         ({"data": "/nowhere.txt"}, "cannot be read"),
-        ({"max_ram": "1 MB"}, "at least 64.0 MiB"),
+        ({"max_ram": "100 KB"}, "has 128 columns, whose statistics need 197632 bytes"),
         ({"max_ram": "lots"}, "memory size 'lots'"),
     ],
     ids=lambda value: str(value)[:40],
@@ -287,7 +384,7 @@ def test_wrong_arguments_are_refused_by_name(
     with pytest.raises((InvalidRequestError, fastllm.OutOfMemoryError), match=None) as error:
         _quantize(dense_model, tmp_path / "out", **arguments)
     assert finding in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []  # no OUT.partial either, which would be in the way of the next try
 
 
 @pytest.mark.parametrize("content", ["", "a", "[1, 2", '[1, 2, "three", 4]', "[[1, 99999]]", "{}"])

@@ -3,6 +3,7 @@ while the good model is accepted."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -234,10 +235,12 @@ def test_a_damaged_mixture_of_experts_is_refused(name: str, moe: Bench, tmp_path
 
 
 def test_what_fails_the_gate_does_not_get_its_name(dense_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}')
     (tmp_path / "data.json").write_text(json.dumps([5 + i * 37 % 250 for i in range(200)]))
 
     def quantized(gate: str) -> Any:
-        options = EvalOptions(data=tmp_path / "data.json", window=64, greedy=0, gate=gate)
+        data, tasks = tmp_path / "data.json", tmp_path / "tasks.jsonl"
+        options = EvalOptions(data=data, tasks=tasks, window=64, greedy=0, gate=gate)
         return fastllm.quantize(dense_model, tmp_path / "out", method="rtn", group=32, evaluation=options)
 
     result = quantized("kl<=0.00001,top1>=0.1")
@@ -248,9 +251,49 @@ def test_what_fails_the_gate_does_not_get_its_name(dense_model: Path, tmp_path: 
     assert (kl["passed"], top1["passed"], top1["excess"]) == (False, True, 0.0)
     assert kl["excess"] == pytest.approx(kl["value"] - 0.00001) and kl["excess"] > 0
     assert written["evaluation"]["figures"]["kl"] == kl["value"]
+    # How it was measured: with this the figures can be had again.
+    how = written["evaluation"]
+    data, tasks = tmp_path / "data.json", tmp_path / "tasks.jsonl"
+    expected = EvalOptions(data=str(data), tasks=str(tasks), window=64, greedy=0, gate="kl<=0.00001,top1>=0.1")
+    assert EvalOptions(**how["options"]) == expected and how["device"]
+    for name, path in (("data", data), ("tasks", tasks)):
+        assert how[f"{name}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
     accepted = quantized("kl<=100")
     assert accepted.passed and accepted.path == tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "options, finding",
+    [
+        ({"tasks": "tasks"}, "gate term 'kl<=1' needs evaluation data"),
+        ({"data": "none"}, "none.json: cannot be read"),
+        ({"data": "wrong"}, "expected an id"),
+        ({"data": "data", "tasks": "none"}, "none.json: cannot be read"),
+        ({"data": "data", "window": 1 << 20}, "exceeds the longest context"),
+        ({"data": "data", "gate": "kl<=1,acc>=-1%"}, "needs evaluation tasks"),
+        ({"data": "data", "max_tokens": 0}, "max_tokens = 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured_is_refused_before_the_work(
+    options: dict[str, Any], finding: str, dense_model: Path, tmp_path: Path
+) -> None:
+    for name, text in (
+        ("data", "[5, 6, 7, 8, 9]"),
+        ("wrong", "[5, 9999]"),
+        ("tasks", '{"prompt": "a", "answer": "b"}'),
+    ):
+        (tmp_path / f"{name}.json").write_text(text)
+    options = {k: tmp_path / f"{v}.json" if k in ("data", "tasks") else v for k, v in options.items()}
+    evaluation = EvalOptions(**{"gate": "kl<=1", **options})
+    stages: list[str] = []
+    with pytest.raises(fastllm.InvalidRequestError, match=finding):
+        fastllm.quantize(
+            dense_model, tmp_path / "out", method="rtn", group=32, evaluation=evaluation,
+            progress=lambda stage, done, total: stages.append(stage),
+        )  # fmt: skip
+    assert not stages and not (tmp_path / "out.partial").exists()
 
 
 def test_only_a_report_of_these_files_counts(dense_model: Path, tmp_path: Path) -> None:
@@ -266,6 +309,12 @@ def test_only_a_report_of_these_files_counts(dense_model: Path, tmp_path: Path) 
             verify(folder)
     shutil.copyfile(good / REPORT, ungated / REPORT)
     assert verify(ungated)["gate"]["passed"] is True  # the same bytes
+    written = json.loads((good / REPORT).read_text())
+    del written["evaluation"]["options"]
+    (ungated / REPORT).write_text(json.dumps(written))
+    with pytest.raises(fastllm.CheckpointError, match="how its gate was measured"):
+        verify(ungated)
+    shutil.copyfile(good / REPORT, ungated / REPORT)
     shard = sorted(ungated.glob("*.safetensors"))[1]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1

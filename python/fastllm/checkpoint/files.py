@@ -74,7 +74,9 @@ class InputFile:
         self._fd = -1
         self.label = label
         self._fd, self.size = open_regular(path)
-        self.mtime_ns = os.fstat(self._fd).st_mtime_ns
+        info = os.fstat(self._fd)
+        # Another content has another time of change, whatever mtime it was given.
+        self.identity = [info.st_ino, info.st_mtime_ns, info.st_ctime_ns]
 
     def __del__(self) -> None:
         if self._fd >= 0:

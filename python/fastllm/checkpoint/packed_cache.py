@@ -27,20 +27,30 @@ from fastllm.errors import CheckpointError
 
 _log = logging.getLogger("fastllm")
 MAGIC = b"FLLMPACK"
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 64 << 20
-HEAD_BYTES = 1 << 20  # of each source file, which is hashed: its header
+# What is hashed of a source file: its header, and pieces from its beginning to its end. Files up to 4 MiB whole.
+HEAD_BYTES = 1 << 20
+PIECES, PIECE_BYTES = 64, 64 << 10
 
 
 def key_of(files: Iterable[InputFile], settings: dict[str, Any]) -> dict[str, Any]:
     """What packed weights depend on. `settings` are those of the load, the core's layout fingerprint among them."""
-    sources = []
-    for file in sorted(files, key=lambda file: file.label):
-        head = hashlib.sha256(file.read(0, min(file.size, HEAD_BYTES))).hexdigest()
-        sources.append([Path(file.label).name, file.size, file.mtime_ns, head])
+    ordered = sorted(files, key=lambda file: file.label)
+    sources = [[Path(file.label).name, file.size, *file.identity, digest(file)] for file in ordered]
     return {"version": VERSION, "sources": sources, "settings": settings}
+
+
+def digest(file: InputFile) -> str:
+    """Reading all of a file would take as long as packing it: other weights differ in more than one place."""
+    head = 8 + int.from_bytes(file.read(0, 8), "little") if file.label.endswith(".safetensors") else HEAD_BYTES
+    state = hashlib.sha256(file.read(0, min(file.size, head)))
+    size = min(file.size, PIECE_BYTES)
+    for i in range(PIECES):
+        state.update(file.read((file.size - size) * i // (PIECES - 1), size))
+    return state.hexdigest()
 
 
 def path_of(directory: Path, model: Path, settings: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from fastllm.cli import options
 
+_log = logging.getLogger("fastllm")
 # Titles of the figures, in the order of the table; (…_original) is shown beside them.
 _ROWS = (
     ("ppl", "perplexity", ".4f"),
@@ -32,7 +34,9 @@ Tasks = Annotated[Path | None, typer.Option(help="Multiple-choice and exact-matc
 Gate = Annotated[str | None, typer.Option(help='Bounds that decide the exit code: "kl<=0.02,top1>=0.97,ppl<=+1%".')]
 Window = Annotated[int | None, typer.Option(help="Tokens of context; the model's longest up to 512 by default.")]
 MaxEvalTokens = Annotated[int | None, typer.Option(help="Tokens of the data to predict at most.")]
-Plot = Annotated[Path | None, typer.Option(help="Write the figures by position (and by layer) to this SVG file.")]
+Plot = Annotated[
+    Path | None, typer.Option(help="SVG file for the figures by position, and by layer where there is a report.")
+]
 
 
 def progress_bar(is_quiet: bool) -> Progress:
@@ -87,7 +91,9 @@ def run(
 
     Exit code 1 if a term of --gate is not kept. The models run through the engine, packed weights included.
     """
+    from fastllm.checkpoint.resolve import resolve
     from fastllm.evaluation.run import EvalOptions, evaluate
+    from fastllm.quantize.report import modules_of
 
     wanted = EvalOptions(
         data=data, tasks=tasks, window=window, max_tokens=max_tokens, greedy=greedy, greedy_tokens=greedy_tokens,
@@ -97,7 +103,10 @@ def run(
     with progress_bar(json_output) as bar:
         found = evaluate(model, wanted, against=against, progress=Told(bar))
     if plot is not None:
-        write_plot(plot, found.by_position, [])
+        modules = modules_of(resolve(model)) if model is not None else []
+        if not modules:
+            _log.warning("%s: by position alone: the model has no quantization report with errors by layer", plot)
+        write_plot(plot, found.by_position, modules)
     if json_output:
         print(json.dumps(found.as_dict(), indent=2))
     else:

@@ -42,7 +42,7 @@ def run(
     eval_tasks: Annotated[Path | None, typer.Option(help="Tasks (JSONL) that it is measured on.")] = None,
     window: evaluate.Window = None,
     max_eval_tokens: evaluate.MaxEvalTokens = None,
-    max_ram: Annotated[str, typer.Option(help="Working memory beside one layer and its activations.")] = "1GiB",
+    max_ram: Annotated[str, typer.Option(help="Memory for statistics, beside one layer in float32.")] = "4GiB",
     torch_device: Annotated[str | None, typer.Option(help='Of torch: "cpu", "cuda"; cuda where there is one.')] = None,
     plot: evaluate.Plot = None,
     json_output: options.Json = False,

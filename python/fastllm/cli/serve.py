@@ -186,7 +186,7 @@ def run(
         "show_progress": sys.stderr.isatty(),
     }
     if require_gate:
-        check_gate(model, revision)
+        check_gate(model, revision, engine)
     llm = AsyncLLM(model, **engine)
     try:
         llm.decode([0])  # a model without a tokenizer is refused here, and not by the first request

@@ -19,6 +19,7 @@ from fastllm.errors import InvalidRequestError
 DEFAULT = "kl<=0.02,top1>=0.97,ppl<=+1%"
 METRICS = {"kl": "<=", "kl_p99": "<=", "top1": ">=", "ppl": "<=", "acc": ">="}
 RELATIVE = ("ppl", "acc")
+COMPARED = ("kl", "kl_p99", "top1")
 _TERM = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([+-]?)(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)(%?)\s*")
 
 
@@ -64,15 +65,27 @@ def parse_gate(text: str) -> list[Term]:
     return terms
 
 
+def check_is_measured(terms: Sequence[Term], *, has_data: bool, has_tasks: bool, has_original: bool) -> None:
+    """Raises InvalidRequestError naming a term whose figure such an evaluation does not have, and what is missing."""
+    for term in terms:
+        missing = []
+        if term.metric == "acc" and not has_tasks:
+            missing.append("tasks")
+        if term.metric != "acc" and not has_data:
+            missing.append("data")
+        if (term.is_relative or term.metric in COMPARED) and not has_original:
+            missing.append("the original to compare with")
+        if missing:
+            raise InvalidRequestError(f"gate term {term.text!r} needs evaluation {' and '.join(missing)}")
+
+
 def judge(terms: Sequence[Term], figures: Mapping[str, Any]) -> list[Verdict]:
-    """`figures`: of evaluate(). A figure that is not finite fails; one that was not measured is refused."""
+    """`figures`: of evaluate(), with those of the terms. One that is not finite fails."""
     verdicts = []
     for term in terms:
-        value, original = figures.get(term.metric), figures.get(f"{term.metric}_original")
-        if value is None or (term.is_relative and original is None):
-            missing = "tasks" if term.metric == "acc" else "the original to compare with"
-            raise InvalidRequestError(f"gate term {term.text!r} needs {missing}")
-        limit = float(original) * (1.0 + term.bound) if term.is_relative and original is not None else term.bound
+        value, limit = figures[term.metric], term.bound
+        if term.is_relative:
+            limit = float(figures[f"{term.metric}_original"]) * (1.0 + term.bound)
         distance = (value - limit) * (1.0 if METRICS[term.metric] == "<=" else -1.0)
         passed = math.isfinite(value) and distance <= 0.0  # NaN fails
         verdicts.append(Verdict(term.text, float(value), limit, passed, 0.0 if passed else float(distance)))

@@ -1,4 +1,7 @@
-"""Log-probability of a continuation after a context, through the engine: batched, with its prefix cache."""
+"""Log-probability of a continuation after a context, through the engine, which batches the prompts.
+
+Each is computed whole: log-probabilities of a prompt cannot come from the prefix cache.
+"""
 
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from fastllm.errors import InvalidRequestError
 from fastllm.evaluation.divergence import Divergence, compare
-from fastllm.evaluation.gate import judge, parse_gate
+from fastllm.evaluation.gate import Term, check_is_measured, judge, parse_gate
 from fastllm.evaluation.scoring import ScoredModel
 from fastllm.evaluation.tasks import Task, read_tasks, run_tasks
 from fastllm.llm import LLM
 from fastllm.text.corpus import num_bytes, read_corpus, windows
+from fastllm.text.tokenizer import Tokenizer
 
 GREEDY_PROMPT = 32  # tokens of each prompt whose greedy continuation is followed
 
@@ -81,11 +82,7 @@ def evaluate(
         InvalidRequestError: wrong options, data that cannot be read, models with different vocabularies, or a gate that
             asks for what is not measured.
     """
-    terms = parse_gate(options.gate) if options.gate is not None else None
-    tasks = read_tasks(Path(options.tasks)) if options.tasks is not None else []
-    if options.data is None and not tasks:
-        raise InvalidRequestError("nothing to evaluate: give data, tasks, or both")
-    _check_counts(options)
+    terms, tasks = check(options, has_original=against is not None)
     told = progress or (lambda stage, done, total: None)
     figures: dict[str, Any] = {}
     by_position: list[dict[str, float]] = []
@@ -94,7 +91,7 @@ def evaluate(
         figures |= found.summary() | more
         by_position = found.by_position()
     if tasks:
-        figures |= _run_tasks(model, against, tasks, options)
+        figures |= _run_tasks(model, against, tasks, options, told)
     if terms is None:
         return Evaluation(figures, by_position, None)
     verdicts = judge(terms, figures)
@@ -105,11 +102,28 @@ def evaluate(
     return Evaluation(figures, by_position, gate)
 
 
-def _check_counts(options: EvalOptions) -> None:
+def check(options: EvalOptions, *, has_original: bool) -> tuple[list[Term] | None, list[Task]]:
+    """The gate's terms and the tasks. Raises InvalidRequestError for what is wrong whatever the model is."""
+    terms = parse_gate(options.gate) if options.gate is not None else None
+    tasks = read_tasks(Path(options.tasks)) if options.tasks is not None else []
+    if options.data is None and not tasks:
+        raise InvalidRequestError("nothing to evaluate: give data, tasks, or both")
+    check_is_measured(terms or (), has_data=options.data is not None, has_tasks=bool(tasks), has_original=has_original)
     for name, least in (("window", 2), ("max_tokens", 1), ("greedy", 0), ("greedy_tokens", 1)):
         value = getattr(options, name)
         if value is not None and (type(value) is not int or value < least):
             raise InvalidRequestError(f"{name} = {value!r} must be an integer of at least {least}")
+    return terms, tasks
+
+
+def check_for_model(options: EvalOptions, tokenizer: Tokenizer | None, vocab_size: int, longest: int) -> None:
+    """Raises InvalidRequestError for what a model with these cannot be measured on. `longest`: its context."""
+    if options.window is not None and options.window > longest:
+        raise InvalidRequestError(f"window = {options.window} exceeds the longest context of the model, {longest}")
+    if options.tasks is not None and tokenizer is None:
+        raise InvalidRequestError(f"{options.tasks}: tasks are text, and the model has no tokenizer")
+    if options.data is not None:
+        read_corpus(Path(options.data), tokenizer, vocab_size)
 
 
 def _distributions(
@@ -180,12 +194,12 @@ def _greedy(
 
 
 def _run_tasks(
-    model: str | Path | None, against: str | Path | None, tasks: Sequence[Task], options: EvalOptions
+    model: str | Path | None, against: str | Path | None, tasks: Sequence[Task], options: EvalOptions, told: Progress
 ) -> dict[str, Any]:
     with LLM(model, **options.engine(is_original=False)) as llm:
-        found = run_tasks(llm, tasks)
+        found = run_tasks(llm, tasks, lambda done: told("tasks", done, len(tasks)))
     if against is not None:
         with LLM(against, **options.engine(is_original=True)) as llm:
-            of_original = run_tasks(llm, tasks)
+            of_original = run_tasks(llm, tasks, lambda done: told("tasks of the original", done, len(tasks)))
         found |= {f"{name}_original": value for name, value in of_original.items() if name.endswith("acc")}
     return found

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,15 @@ def _task(value: Any) -> Task:
     return Exact(prompt, answer, limit)
 
 
-def run_tasks(llm: LLM, tasks: Sequence[Task], *, use_tqdm: bool = False) -> dict[str, Any]:
-    """Shares of right answers: over all as "acc", and of each kind."""
+def run_tasks(llm: LLM, tasks: Sequence[Task], told: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+    """Shares of right answers: over all as "acc", and of each kind. `told` hears how many tasks are done."""
     choices = [task for task in tasks if isinstance(task, Choice)]
     exact = [task for task in tasks if isinstance(task, Exact)]
-    right = {"choice": _run_choices(llm, choices, use_tqdm), "exact": _run_exact(llm, exact, use_tqdm)}
+    told(0)
+    right = {"choice": _run_choices(llm, choices)}
+    told(len(choices))
+    right["exact"] = _run_exact(llm, exact)
+    told(len(tasks))
     found: dict[str, Any] = {"acc": sum(map(sum, right.values())) / len(tasks)}
     for kind, results in right.items():
         if results:
@@ -88,11 +92,11 @@ def run_tasks(llm: LLM, tasks: Sequence[Task], *, use_tqdm: bool = False) -> dic
     return found
 
 
-def _run_choices(llm: LLM, tasks: Sequence[Choice], use_tqdm: bool) -> list[bool]:
+def _run_choices(llm: LLM, tasks: Sequence[Choice]) -> list[bool]:
     if not tasks:
         return []
     pairs = [encode_pair(llm.encode, task.prompt, choice) for task in tasks for choice in task.choices]
-    scores = iter(loglikelihoods(llm, pairs, use_tqdm=use_tqdm))
+    scores = iter(loglikelihoods(llm, pairs))
     right = []
     for task in tasks:
         means = [next(scores)[0] / len(choice.encode("utf-8", "replace")) for choice in task.choices]
@@ -100,9 +104,9 @@ def _run_choices(llm: LLM, tasks: Sequence[Choice], use_tqdm: bool) -> list[bool
     return right
 
 
-def _run_exact(llm: LLM, tasks: Sequence[Exact], use_tqdm: bool) -> list[bool]:
+def _run_exact(llm: LLM, tasks: Sequence[Exact]) -> list[bool]:
     if not tasks:
         return []
     params = [SamplingParams(temperature=0, max_tokens=task.max_tokens, stop=["\n"]) for task in tasks]
-    outputs = llm.generate([task.prompt for task in tasks], params, use_tqdm=use_tqdm)
+    outputs = llm.generate([task.prompt for task in tasks], params, use_tqdm=False)
     return [output.outputs[0].text.strip() == task.answer.strip() for output, task in zip(outputs, tasks, strict=True)]

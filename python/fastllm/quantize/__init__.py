@@ -44,7 +44,7 @@ def quantize(
     num_samples: int = 128,
     sample_len: int = 256,
     evaluation: EvalOptions | None = None,
-    max_ram: int | str = "1GiB",
+    max_ram: int | str = "4GiB",
     device: str | None = None,
     revision: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -70,7 +70,7 @@ def quantize(
         data: text, JSONL or token ids to calibrate with; None: the small text of the package.
         num_samples: sequences of it; sample_len: tokens of each.
         evaluation: what to measure against the original when it is made, and the gate to pass; None: nothing.
-        max_ram: working memory beside one layer in float32 and its activations.
+        max_ram: memory for statistics of the inputs and what is made of them (docs/quantization.md says beside what).
         device: of torch; None: ``"cuda"`` where torch has it.
         revision: of a hub id.
         progress: is told (stage, done, total).
@@ -78,6 +78,7 @@ def quantize(
     Raises:
         InvalidRequestError: an argument is wrong, torch is missing, or ``out`` exists.
         CheckpointError, UnsupportedModelError: the model cannot be read, or is quantized already.
+        OutOfMemoryError: ``max_ram`` does not hold the statistics of one matrix; the message says what it needs.
     """
     try:
         import torch  # noqa: F401

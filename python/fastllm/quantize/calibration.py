@@ -34,7 +34,7 @@ def sequences(path: Path, tokenizer: Tokenizer | None, vocab_size: int, count: i
     Raises:
         InvalidRequestError: less than 8 tokens.
     """
-    ids: Ids = np.concatenate([np.asarray(d.token_ids, np.int64) for d in read_corpus(path, tokenizer, vocab_size)])
+    ids: Ids = np.concatenate([np.asarray(document, np.int64) for document in read_corpus(path, tokenizer, vocab_size)])
     if len(ids) < 8:
         raise InvalidRequestError(f"{path}: has {len(ids)} tokens; calibration needs more")
     length = min(length, len(ids))

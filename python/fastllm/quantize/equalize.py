@@ -77,7 +77,8 @@ def _fold_rows(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], T
 def pairs_of(
     layer: Layer, scheme_of: Callable[[str, int], Scheme | None], dtype_of: Callable[[str], torch.dtype]
 ) -> list[Pair]:
-    """Those of one layer, in the order in which they are folded. `dtype_of`: type in which a norm is stored."""
+    """Those of one layer that something quantized reads, in the order in which they are folded. `dtype_of`: type in
+    which a norm is stored."""
     spec, slots = layer.spec, layer.slots
     pairs: list[Pair] = []
 
@@ -117,7 +118,7 @@ def pairs_of(
         add_up("experts.gate_up", "experts.down", expert, moe.activation.kind)
     if has_shared:
         add_up("shared.gate_up", "shared.down", 0, moe.activation.kind)
-    return pairs
+    return [pair for pair in pairs if any(pair.schemes)]
 
 
 def apply(layer: Layer, pair: Pair, scales: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ def awq_scales(layer: Layer, pair: Pair, stats: InputStats, scale_dtype: torch.d
     size = _tied(stats.abs_sum / max(stats.count, 1), pair)
     readers = zip(pair.readers, pair.schemes, strict=True)
     quantized = [(matrix(layer, key), scheme) for key, scheme in readers if scheme is not None]
-    if not quantized or not bool((size > 0).any()):
+    if not bool((size > 0).any()):
         return None
     best: tuple[float, Tensor] | None = None
     for ratio in RATIOS:
@@ -170,12 +171,9 @@ def _rounding_error(weights: Tensor, scheme: Scheme, scales: Tensor, gram: Tenso
     return output_error(rounded.reshape(weights.shape) / scales - weights, gram)
 
 
-def smooth_scales(layer: Layer, pair: Pair, stats: InputStats) -> Tensor | None:
-    """None: every reader stays in float."""
+def smooth_scales(layer: Layer, pair: Pair, stats: InputStats) -> Tensor:
     readers = zip(pair.readers, pair.schemes, strict=True)
     quantized = [matrix(layer, key) for key, scheme in readers if scheme is not None]
-    if not quantized:
-        return None
     weight = torch.stack([reader.abs().amax(0) for reader in quantized]).amax(0)
     x, w = (_tied(values, pair).clamp(min=1e-5) for values in (stats.abs_max, weight))
     return (x / w).sqrt().clamp(1e-3, 1e3)

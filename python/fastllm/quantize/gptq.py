@@ -21,7 +21,7 @@ BLOCK = 32  # divides every group, so a group begins with a block: all that came
 
 class Hessian:
     """H with damping, in the order of the columns, and the upper Cholesky factor of its inverse. Shared by all matrices
-    that read the same input."""
+    that read the same input. At most two matrices of H's size are in memory beside it (statistics.needed_bytes)."""
 
     def __init__(self, gram: Tensor, *, damp: float, is_ordered: bool) -> None:
         diagonal = gram.diagonal()
@@ -37,20 +37,25 @@ class Hessian:
         return self._factor
 
     def _invert(self) -> Tensor:
-        h = self._gram if self.order is None else self._gram[self.order][:, self.order]
-        mean = float(h.diagonal().mean()) or 1.0
-        h = h / mean
+        """U with H^-1 = U^T U. With the columns backwards H = L L^T, and forwards L^-1 is U: one factorization."""
+        lower = self._lower()
+        inverse = torch.eye(len(lower), device=lower.device).T  # columns together, so that it is solved in place
+        torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+        del lower
+        return inverse.flip(0, 1)
+
+    def _lower(self) -> Tensor:
+        backwards = torch.arange(len(self._gram), device=self._gram.device) if self.order is None else self.order
+        backwards = backwards.flip(0)
+        h = self._gram[backwards.unsqueeze(1), backwards]
+        h /= float(h.diagonal().mean()) or 1.0
         damp = self._damp
         for _ in range(4):  # inputs that hardly vary need more damping
-            damped = h.clone()
-            damped.diagonal().add_(damp)
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            if not bool(failed):
-                inverse = torch.cholesky_inverse(lower)
-                upper: Tensor
-                upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-                if not bool(failed) and bool(torch.isfinite(upper).all()):
-                    return upper
+            h.diagonal().add_(damp)
+            lower: Tensor
+            lower, failed = torch.linalg.cholesky_ex(h)
+            if not bool(failed) and bool(torch.isfinite(lower.diagonal()).all()):  # each holds the whole of its row
+                return lower
             damp *= 10
         raise CheckpointError("the inputs of a layer give no positive definite matrix; is the calibration data finite?")
 

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from fastllm.checkpoint.files import read_json_object
 from fastllm.errors import CheckpointError, InvalidRequestError
-from fastllm.quantize.writer import write_json
+from fastllm.quantize.writer import published, write_json
 
+WORK = "work"
 F32 = npt.NDArray[np.float32]
 
 
 class Journal:
     def __init__(self, partial: Path, job: dict[str, Any]) -> None:
         self.folder = partial
-        self._work = partial / "work"
+        self._work = partial / WORK
         self._key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
         self.layers: list[dict[str, Any]] = []  # entries of the finished layers, in order
         if (self._work / "journal.json").exists():
@@ -45,18 +48,24 @@ class Journal:
     def _write(self) -> None:
         write_json(self._work / "journal.json", {"key": self._key, "layers": self.layers})
 
-    def hidden(self, layer: int, shape: tuple[int, ...], *, create: bool) -> F32:
+    def _hidden_path(self, layer: int) -> Path:
+        return self._work / f"hidden-{layer}.f32"
+
+    def hidden(self, layer: int, shape: tuple[int, ...]) -> F32:
         """The inputs of a layer, float32 [S, L, E], in a file: they need no memory of this process for long."""
-        path = self._work / f"hidden-{layer}.f32"
-        if not create and path.stat().st_size != 4 * int(np.prod(shape)):
-            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, expected {4 * int(np.prod(shape))}")
-        return np.memmap(path, np.float32, "w+" if create else "r", shape=shape)
+        path = self._hidden_path(layer)
+        if path.stat().st_size != 4 * math.prod(shape):
+            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, expected {4 * math.prod(shape)}")
+        return np.memmap(path, np.float32, "r", shape=shape)
+
+    def write_hidden(self, layer: int, pieces: Iterable[Tensor]) -> None:
+        """Written, not mapped: a full disk is an error then, and on the disk before the journal says so."""
+        with published(self._hidden_path(layer)) as file:
+            for piece in pieces:
+                file.write(piece.contiguous().numpy().data)
 
     def finish(self, entry: dict[str, Any]) -> None:
         """The layer after the finished ones is on the disk, and so are the inputs of the one after it."""
         self.layers.append(entry)
         self._write()
-        (self._work / f"hidden-{len(self.layers) - 1}.f32").unlink(missing_ok=True)
-
-    def clean(self) -> None:
-        shutil.rmtree(self._work)
+        self._hidden_path(len(self.layers) - 1).unlink(missing_ok=True)

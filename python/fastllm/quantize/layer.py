@@ -51,24 +51,35 @@ def activate(gate: Tensor, up: Tensor, spec: Any) -> Tensor:
     return gate * torch.sigmoid(spec.alpha * gate) * (up + 1.0)
 
 
+SCORES = 1 << 20  # of attention, at once
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, spec: Any, sinks: Tensor | None) -> Tensor:
     """q [L, H, D], k and v [L, G, D] of one sequence -> [L, H * D]."""
     length, num_heads, _ = q.shape
-    grouped = q.reshape(length, spec.num_kv_heads, -1, spec.head_dim).permute(1, 2, 0, 3)  # [G, H / G, L, D]
+    step = max(1, SCORES // (num_heads * length))
+    return torch.cat([_attend(q[begin : begin + step], begin, k, v, spec, sinks) for begin in range(0, length, step)])
+
+
+def _attend(q: Tensor, first: int, k: Tensor, v: Tensor, spec: Any, sinks: Tensor | None) -> Tensor:
+    """Of a few queries, from position `first`."""
+    rows, num_heads, _ = q.shape
+    length = len(k)
+    grouped = q.reshape(rows, spec.num_kv_heads, -1, spec.head_dim).permute(1, 2, 0, 3)  # [G, H / G, rows, D]
     scores = grouped @ k.permute(1, 2, 0).unsqueeze(1) * spec.scale
     if spec.softcap > 0:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     position = torch.arange(length, device=q.device)
-    distance = position.unsqueeze(1) - position
+    distance = position[first : first + rows].unsqueeze(1) - position
     hidden = (distance < 0) | (distance >= (spec.window or length))
     scores = scores.masked_fill(hidden, -torch.inf)
     if sinks is not None:
-        column = sinks.reshape(spec.num_kv_heads, -1, 1, 1).expand(-1, -1, length, 1)
+        column = sinks.reshape(spec.num_kv_heads, -1, 1, 1).expand(-1, -1, rows, 1)
         weights = torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
     else:
         weights = torch.softmax(scores, -1)
-    out = weights @ v.permute(1, 0, 2).unsqueeze(1)  # [G, H / G, L, D]
-    return out.permute(2, 0, 1, 3).reshape(length, num_heads * spec.head_dim)
+    out = weights @ v.permute(1, 0, 2).unsqueeze(1)  # [G, H / G, rows, D]
+    return out.permute(2, 0, 1, 3).reshape(rows, num_heads * spec.head_dim)
 
 
 class Layer:

@@ -19,7 +19,7 @@ from fastllm.quantize.layer import Layer
 from fastllm.quantize.rounding import MIN_EXPERT_TOKENS, ModuleReport, Rounder, relative_error
 from fastllm.quantize.settings import Scheme
 from fastllm.quantize.source import Module
-from fastllm.quantize.statistics import InputStats
+from fastllm.quantize.statistics import InputStats, needed_bytes
 
 Key = tuple[str, int]  # slot, expert
 Batches = Callable[[], Iterable[Tensor]]  # the inputs of the layer, [S, L, E] each
@@ -35,7 +35,8 @@ def view(layer: Layer, module: Module) -> Tensor:
 
 
 class LayerQuantizer:
-    """`modules`: those of the layer, with slots as the layer names them. `budget`: bytes of statistics at a time."""
+    """`modules`: those of the layer, with slots as the layer names them. `budget`: bytes of statistics at a time, and
+    of what is made of them."""
 
     def __init__(self, layer: Layer, modules: Sequence[Module], rounder: Rounder, budget: int) -> None:
         self._layer, self._rounder, self._budget = layer, rounder, budget
@@ -60,34 +61,35 @@ class LayerQuantizer:
                 pairs = equalize.pairs_of(self._layer, self._scheme_of, dtype_of)
             groups = list(self._split([*(pair.stats_key for pair in pairs), *self._by_key]))
             if len(groups) == 1:
-                stats = self._collect(batches, groups[0])
-                self._measure_rtn(stats)
-                self._fold(pairs, stats)
-                self._round(stats)
+                self._look_and_round(batches, groups[0], pairs, has_moved=False)
             else:
                 for group in self._split([pair.stats_key for pair in pairs]):
                     self._fold([pair for pair in pairs if pair.stats_key in group], self._collect(batches, group))
                 for group in self._split(self._by_key):
-                    stats = self._collect(batches, group)
-                    if not pairs:
-                        self._measure_rtn(stats)
-                    self._round(stats)
+                    self._look_and_round(batches, group, [], has_moved=bool(pairs))
         for module in self._modules:
             view(self._layer, module).copy_(self.codes[module.name].values())
+
+    def _look_and_round(
+        self, batches: Batches, group: Sequence[Key], pairs: Sequence[equalize.Pair], *, has_moved: bool
+    ) -> None:
+        stats = self._collect(batches, group)
+        if not has_moved:  # what moved scales would have cost without them is not known any more
+            self._measure_rtn(stats)
+        self._fold(pairs, stats)
+        self._round(stats)
 
     def _scheme_of(self, slot: str, expert: int) -> Scheme | None:
         return next((self._schemes[module.name] for module in self._by_key.get((slot, expert), [])), None)
 
     def _split(self, keys: Iterable[Key]) -> Iterator[list[Key]]:
+        """Groups whose statistics the budget holds at once; that it holds each was checked (pipeline.py)."""
         group: list[Key] = []
-        used = 0
         for key in dict.fromkeys(keys):
-            size = InputStats.bytes(self._layer.slots[key[0]].shape[-1])
-            if group and used + size > self._budget:
+            if group and needed_bytes([self._layer.slots[name].shape[-1] for name, _ in [*group, key]]) > self._budget:
                 yield group
-                group, used = [], 0
+                group = []
             group.append(key)
-            used += size
         if group:
             yield group
 

@@ -22,6 +22,7 @@ from fastllm.quantize.grid import Codes
 from fastllm.quantize.settings import Scheme, Settings
 from fastllm.quantize.source import Module
 
+_CODES_AT_ONCE = 1 << 20  # a head has hundreds of millions
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -49,23 +50,33 @@ def check_shape(module: Module, scheme: Scheme, settings: Settings) -> None:
 
 
 def pack(codes: Tensor, bits: int, order: Sequence[int] | None = None) -> Tensor:
-    """Codes along the last axis into int32 words, filled up with zeros; place i of a word holds code order[i]."""
+    """Codes [N, K] along the last axis into int32 words, filled up with zeros. Place i of a word: code order[i]."""
     per_word = 32 // bits
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_word))
-    words = padded.to(torch.int32).reshape(*padded.shape[:-1], -1, per_word)
-    out = torch.zeros(words.shape[:-1], dtype=torch.int32, device=codes.device)
-    for place, i in enumerate(order or range(per_word)):
-        out |= words[..., i] << (bits * place)
+    num_rows, num_cols = codes.shape
+    num_words = -(-num_cols // per_word)
+    out = torch.zeros(num_rows, num_words, dtype=torch.int32, device=codes.device)
+    step = max(1, _CODES_AT_ONCE // num_cols)
+    for begin in range(0, num_rows, step):
+        rows = slice(begin, begin + step)
+        padded = torch.nn.functional.pad(codes[rows].to(torch.int32), (0, num_words * per_word - num_cols))
+        words = padded.reshape(-1, num_words, per_word)
+        for place, i in enumerate(order or range(per_word)):
+            out[rows] |= words[..., i] << (bits * place)
     return out
 
 
 def tensors_of(name: str, found: Codes, settings: Settings) -> dict[str, Tensor]:
     """The tensors of one module, by their names in the checkpoint."""
-    parts = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed}[settings.layout](found, settings)
+    if settings.layout == "gptq":
+        parts = _gptq(found)
+    elif settings.layout == "awq":
+        parts = _awq(found)
+    else:
+        parts = _compressed(found, settings.quantizes_activations)
     return {f"{name}.{part}": tensor.contiguous().cpu() for part, tensor in parts.items()}
 
 
-def _gptq(found: Codes, settings: Settings) -> dict[str, Tensor]:
+def _gptq(found: Codes) -> dict[str, Tensor]:
     bits, num_cols = found.scheme.bits, found.codes.shape[1]
     group_of = found.group_of
     if group_of is None:
@@ -78,7 +89,7 @@ def _gptq(found: Codes, settings: Settings) -> dict[str, Tensor]:
     }
 
 
-def _awq(found: Codes, settings: Settings) -> dict[str, Tensor]:
+def _awq(found: Codes) -> dict[str, Tensor]:
     return {
         "qweight": pack(found.codes.T, 4, AWQ_ORDER),
         "qzeros": pack(found.zeros.T, 4, AWQ_ORDER),
@@ -86,10 +97,10 @@ def _awq(found: Codes, settings: Settings) -> dict[str, Tensor]:
     }
 
 
-def _compressed(found: Codes, settings: Settings) -> dict[str, Tensor]:
+def _compressed(found: Codes, quantizes_activations: bool) -> dict[str, Tensor]:
     scales = found.scales.to(found.scale_dtype)
-    if settings.quantizes_activations:
-        return {"weight": (found.codes.to(torch.int16) - 128).to(torch.int8), "weight_scale": scales}
+    if quantizes_activations:
+        return {"weight": (found.codes ^ 128).view(torch.int8), "weight_scale": scales}
     parts = {
         "weight_packed": pack(found.codes, found.scheme.bits),
         "weight_scale": scales,
@@ -102,16 +113,18 @@ def _compressed(found: Codes, settings: Settings) -> dict[str, Tensor]:
     return parts
 
 
-def config_of(settings: Settings, schemes: Mapping[str, Scheme | None], ordered: bool) -> dict[str, Any]:
-    """quantization_config for modules with these schemes; None: left in float. `ordered`: g_idx is not k // group."""
-    kept = sorted(name for name, scheme in schemes.items() if scheme is None)
+def config_of(
+    settings: Settings, schemes: Mapping[str, Scheme | None], kept: list[str], also_kept: list[str], ordered: bool
+) -> dict[str, Any]:
+    """quantization_config for modules with these schemes, and for linear layers `kept` in float; `also_kept`: regular
+    expressions for their other names. `ordered`: g_idx is not k // group."""
     if settings.layout == "gptq":
         config: dict[str, Any] = {
             "quant_method": "gptq", "bits": settings.bits, "group_size": settings.group, "sym": settings.symmetric,
             "desc_act": ordered, "damp_percent": settings.damp, "checkpoint_format": "gptq",
-            "lm_head": schemes.get("lm_head") is not None,
+            "lm_head": any(is_head(name) and scheme is not None for name, scheme in schemes.items()),
         }  # fmt: skip
-        inner = [name for name in kept if name != "lm_head"]
+        inner = [name for name in kept if not is_head(name)]
         if inner:
             config["dynamic"] = {f"-:^{_escaped(name)}$": {} for name in inner}
         return config
@@ -132,9 +145,13 @@ def config_of(settings: Settings, schemes: Mapping[str, Scheme | None], ordered:
         "quant_method": "compressed-tensors",
         "format": "int-quantized" if settings.quantizes_activations else "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": kept,
+        "ignore": [*kept, *(f"re:^{pattern}$" for pattern in also_kept)],
         "config_groups": groups,
     }
+
+
+def is_head(name: str) -> bool:
+    return name.rpartition(".")[2] == "lm_head"
 
 
 def _escaped(name: str) -> str:

@@ -12,61 +12,79 @@ import torch
 from torch import Tensor
 
 from fastllm.checkpoint.safetensors import Tensor as StoredTensor
+from fastllm.errors import InvalidRequestError, OutOfMemoryError
+from fastllm.memory import format_bytes
 from fastllm.models.fills import Fill, MatrixFill
 from fastllm.quantize.calibration import Ids
 from fastllm.quantize.grid import Codes, check_finite
-from fastllm.quantize.journal import F32, Journal
+from fastllm.quantize.journal import Journal
 from fastllm.quantize.layer import Layer, rms_norm
 from fastllm.quantize.layer_quantizer import LayerQuantizer
 from fastllm.quantize.layouts import check_shape, tensors_of
 from fastllm.quantize.rounding import ModuleReport, Rounder, relative_error
-from fastllm.quantize.settings import Scheme
+from fastllm.quantize.settings import Scheme, Settings
 from fastllm.quantize.source import DTYPES, ModelSource, Module, is_stacked
-from fastllm.quantize.statistics import InputStats
+from fastllm.quantize.statistics import InputStats, needed_bytes
 from fastllm.quantize.writer import Content, write_safetensors
 
 BATCH_TOKENS = 2048  # of activations that are in memory
-HEAD = "lm_head"
+HEAD = "lm_head"  # the slot
 HEAD_ROWS = 16384  # of the head at once: it may be larger than a layer
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 Progress = Callable[[str, int, int], None]
 
 
+def plan_modules(source: ModelSource, settings: Settings, max_ram: int) -> dict[str, Scheme | None]:
+    """Schemes by module; None: it stays in float. Everything that can be known before the first layer is read.
+
+    Raises:
+        InvalidRequestError: the format cannot hold a module, or nothing is left to quantize.
+        OutOfMemoryError: `max_ram` does not hold what one matrix needs.
+    """
+    modules = [*(module for modules in source.modules.values() for module in modules), head_of(source)]
+    schemes = {module.name: settings.scheme_of(module.name) for module in modules}
+    quantized = [module for module in modules if schemes[module.name] is not None]
+    if not quantized:
+        raise InvalidRequestError("the overrides leave no module to quantize")
+    for module in quantized:
+        scheme = schemes[module.name]
+        assert scheme is not None
+        check_shape(module, scheme, settings)
+    widest = max(quantized, key=lambda module: module.num_cols)
+    if settings.needs_data and (needed := needed_bytes([widest.num_cols])) > max_ram:
+        raise OutOfMemoryError(
+            f"max_ram = {format_bytes(max_ram)}: {widest.name} has {widest.num_cols} columns, whose statistics need "
+            f"{needed} bytes ({format_bytes(needed)}); give it more, or leave it in float with an override, "
+            f"'{widest.name}=none'"
+        )
+    return schemes
+
+
+def head_of(source: ModelSource) -> Module:
+    return Module(source.head_name, HEAD, 0, 0, source.spec.vocab_size, source.spec.hidden_size)
+
+
 class Pipeline:
-    """`ids` [S, L]: the calibration data; None for methods that look at no inputs. `budget`: bytes of statistics."""
+    """`schemes`: of plan_modules(). `ids` [S, L]: the calibration data; None for methods that look at no inputs.
+    `budget`: bytes of statistics, and of what is made of them."""
 
     def __init__(
-        self, source: ModelSource, rounder: Rounder, ids: Ids | None, journal: Journal, budget: int,
-        device: torch.device, progress: Progress,
+        self, source: ModelSource, rounder: Rounder, schemes: dict[str, Scheme | None], ids: Ids | None,
+        journal: Journal, budget: int, device: torch.device, progress: Progress,
     ) -> None:  # fmt: skip
         self._source, self._rounder, self._ids, self._journal = source, rounder, ids, journal
+        self.schemes = schemes
         self._budget, self._device, self._progress = budget, device, progress
         self._num_layers = len(source.spec.layers)
         self._rules: dict[int, list[Fill]] = {}  # by layer; -1: of none
         for fill in source.rules:
             found = _LAYER.match(fill.slot)
             self._rules.setdefault(int(found[1]) if found else -1, []).append(fill)
-        self.schemes = self._check_modules()
 
     @property
     def quantizes_head(self) -> bool:
-        return self.schemes[self._head().name] is not None
-
-    def _check_modules(self) -> dict[str, Scheme | None]:
-        """Schemes by module. All shapes are checked before the first layer is read."""
-        settings = self._rounder.settings
-        schemes: dict[str, Scheme | None] = {}
-        for module in [module for modules in self._source.modules.values() for module in modules] + [self._head()]:
-            schemes[module.name] = scheme = settings.scheme_of(module.name)
-            if scheme is not None:
-                check_shape(module, scheme, settings)
-        return schemes
-
-    def _head(self) -> Module:
-        spec = self._source.spec
-        name = next((m.name for m in self._source.modules.get(HEAD, [])), HEAD)
-        return Module(name, HEAD, 0, 0, spec.vocab_size, spec.hidden_size)
+        return self.schemes[self._source.head_name] is not None
 
     @torch.no_grad()
     def run(self) -> None:
@@ -88,30 +106,20 @@ class Pipeline:
 
     # Activations.
 
-    def _hidden(self, layer: int, *, create: bool = False) -> F32:
-        assert self._ids is not None
-        return self._journal.hidden(layer, (*self._ids.shape, self._source.spec.hidden_size), create=create)
-
     def _embed(self) -> None:
         assert self._ids is not None
-        hidden = self._hidden(0, create=True)
-        for at, piece in enumerate(self._ids):
-            hidden[at] = self._source.embedding_rows(piece.tolist()).numpy()
+        self._journal.write_hidden(0, (self._source.embedding_rows(piece.tolist()) for piece in self._ids))
 
     def _batches(self, layer: int) -> Iterator[Tensor]:
-        hidden = self._hidden(layer)
+        assert self._ids is not None
+        hidden = self._journal.hidden(layer, (*self._ids.shape, self._source.spec.hidden_size))
         step = max(1, BATCH_TOKENS // hidden.shape[1])
         for begin in range(0, len(hidden), step):
             yield torch.from_numpy(hidden[begin : begin + step].copy()).to(self._device)
 
     def _advance(self, index: int, layer: Layer) -> None:
         """The inputs of the next layer, by the rounded weights: what a layer lost, the next one sees."""
-        after = self._hidden(index + 1, create=True)
-        at = 0
-        for batch in self._batches(index):
-            out = layer.forward(batch).cpu().numpy()
-            after[at : at + len(out)] = out
-            at += len(out)
+        self._journal.write_hidden(index + 1, (layer.forward(batch).cpu() for batch in self._batches(index)))
 
     # Layers.
 
@@ -169,8 +177,15 @@ class Pipeline:
         sizes = [t.num_bytes if isinstance(t, StoredTensor) else t.numel() * t.element_size() for t in tensors.values()]
         return {
             "file": name, "tensors": list(tensors), "bytes": sum(sizes),
-            "modules": [report.as_dict() for report in reports],
+            "modules": [report.as_dict() for report in reports], "in_float": self._in_float(tensors),
         }  # fmt: skip
+
+    def _in_float(self, tensors: dict[str, Content]) -> list[str]:
+        """Matrices that a reader would take for quantized ones if the config did not name them: routers, gates of
+        shared experts, the linear layers of a vision tower. Embeddings are among them, where it does no harm."""
+        names = [name.removesuffix(".weight") for name, content in tensors.items()
+                 if name.endswith(".weight") and len(content.shape) == 2]  # fmt: skip
+        return [name for name in names if self.schemes.get(name) is None]
 
     # What is in no layer.
 
@@ -183,16 +198,17 @@ class Pipeline:
             codes[report.name] = found
             reports.append(report)
         tensors = self._contents(self._rules[-1], codes, set(), None)
+        head = source.head_name
         if self.quantizes_head and source.spec.tied_embeddings:
-            tensors |= tensors_of(HEAD, codes[HEAD], self._rounder.settings)
+            tensors |= tensors_of(head, codes[head], self._rounder.settings)
         for name in source.plan.ignored:  # the rest of a model with vision
-            if not (name.startswith(HEAD) or name.endswith("inv_freq")):
+            if not (name.startswith(f"{head}.") or name.endswith("inv_freq")):
                 tensors[name] = source.stored[name]
         return self._write(self._num_layers, tensors, reports)
 
     def _quantize_head(self) -> tuple[Codes, ModuleReport]:
         """A few rows at a time, which are rounded independently of each other."""
-        source, module = self._source, self._head()
+        source, module = self._source, head_of(self._source)
         slot = "embed" if source.spec.tied_embeddings else HEAD
         stats = None
         if self._ids is not None:
@@ -203,6 +219,7 @@ class Pipeline:
         hessian = (
             self._rounder.hessian(stats) if stats is not None and self._rounder.settings.method == "gptq" else None
         )
+        codes = torch.empty(module.num_rows, module.num_cols, dtype=torch.uint8, device=self._device)
         pieces: list[Codes] = []
         errors: list[float] = []
         method = ""
@@ -211,9 +228,11 @@ class Pipeline:
             check_finite(f"{module.name}.weight", rows)
             found, method = self._rounder.round(module, rows, stats, hessian)
             errors.append(relative_error(rows, found.values(), stats) * len(rows))
+            codes[begin : begin + len(rows)] = found.codes
+            found.codes = codes[:0]  # there are many, and they are kept once
             pieces.append(found)
         whole = Codes(
-            pieces[0].scheme, torch.cat([p.codes for p in pieces]), torch.cat([p.scales for p in pieces]),
+            pieces[0].scheme, codes, torch.cat([p.scales for p in pieces]),
             torch.cat([p.zeros for p in pieces]), pieces[0].scale_dtype, pieces[0].group_of,
         )  # fmt: skip
         tokens = stats.count if stats is not None else 0

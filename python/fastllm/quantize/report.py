@@ -67,11 +67,28 @@ def summarize(modules: Sequence[dict[str, Any]], method: str) -> dict[str, Any]:
     }
 
 
+def modules_of(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a folder's report, each with its name and its error; none without a report."""
+    if not (folder / REPORT).is_file():
+        return []
+    modules = read_json_object(folder, REPORT).get("modules")
+    if not isinstance(modules, list) or not all(map(_is_module, modules)):
+        raise CheckpointError(f"{folder / REPORT}: modules: expected a list of objects with name and error")
+    return modules
+
+
+def _is_module(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("error"), (int, float))
+    )
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """The report of a folder, if its gate was passed and its files are those that were measured.
 
     Raises:
-        CheckpointError: no report, no gate, a gate that was not passed, or files that differ.
+        CheckpointError: no report, no gate, a gate that was not passed or that nobody knows how it was measured,
+            or files that differ.
     """
     if not folder.is_dir() or not (folder / REPORT).exists():
         raise CheckpointError(f"{folder}: has no {REPORT}; `fastllm quantize --gate` writes one")
@@ -80,6 +97,9 @@ def verify(folder: Path) -> dict[str, Any]:
     if not isinstance(gate, dict) or gate.get("passed") is not True:
         finding = "was not passed" if isinstance(gate, dict) else "is missing: it was quantized without --gate"
         raise CheckpointError(f"{folder / REPORT}: the gate {finding}")
+    measured = report.get("evaluation")
+    if not isinstance(measured, dict) or not isinstance(measured.get("options"), dict):
+        raise CheckpointError(f"{folder / REPORT}: does not say how its gate was measured; quantize it anew")
     expected = report.get("files")
     found = hashes(weight_files(folder))
     if expected != found:

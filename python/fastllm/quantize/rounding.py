@@ -55,16 +55,16 @@ class Rounder:
         return relative_error(weights, round_to_nearest(weights, scheme, self.scale_dtype).values(), stats)
 
     def round(
-        self, module: Module, weights: Tensor, stats: InputStats | None, hessian: Hessian | None = None
+        self, module: Module, weights: Tensor, stats: InputStats | None, hessian: Hessian | None
     ) -> tuple[Codes, str]:
-        """Codes, and the method that made them: rtn where there are too few inputs."""
+        """Codes, and the method that made them: rtn where there are too few inputs. `hessian`: of `stats`, for gptq."""
         scheme, method = self.settings.scheme_of(module.name), self.settings.method
         assert scheme is not None
         if stats is None or not self.is_enough(module, stats):
             return round_to_nearest(weights, scheme, self.scale_dtype), "rtn"
         if method == "gptq":
-            found = hessian or self.hessian(stats)
-            return gptq(weights, found, stats.gram, scheme, self.scale_dtype, self.settings.act_order), method
+            assert hessian is not None
+            return gptq(weights, hessian, stats.gram, scheme, self.scale_dtype, self.settings.act_order), method
         gram = stats.gram if method == "awq" else None
         return round_to_nearest(weights, scheme, self.scale_dtype, gram), method
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastllm import models
 from fastllm.checkpoint import loader
+from fastllm.checkpoint.config import Config
 from fastllm.checkpoint.index import open_checkpoint
 from fastllm.checkpoint.packing import FLOATS
 from fastllm.checkpoint.quantized import Source
@@ -64,6 +65,10 @@ class ModelSource:
         names = [name for name in self.stored if not name.endswith(_STACKED)]
         family = models.family_of(plan.config)
         self.rules: list[Fill] = list(family.fills(plan.config, names))  # as the parts of the model are named apart
+        # Also of a head that is the embedding as long as it is not quantized.
+        values = with_own_head(plan.config.values)
+        own = family.fills(Config(values, plan.config.where, plan.config.path), names)
+        self.head_name = next(fill.source for fill in own if fill.slot == "lm_head").removesuffix(".weight")
         self.modules: dict[str, list[Module]] = {}  # by slot
         unnamed: dict[str, None] = {}
         for fill in self.rules:
@@ -73,6 +78,14 @@ class ModelSource:
                 unnamed[fill.source] = None
         self.unnamed = list(unnamed)  # matrices that cannot be quantized
 
+    def other_names(self, *, keeps_head: bool) -> list[str]:
+        """Of what stays in float beside the language model, as regular expressions: readers rename towers, and put the
+        head of a model with vision elsewhere than its files have it."""
+        first = [name.removeprefix("model.").split(".")[0] for name in self.plan.ignored]
+        used = {fill.source.removeprefix("model.").split(".")[0] for fill in self.rules}
+        towers = sorted(set(first) - used - {"lm_head"})
+        return [rf".*\b{tower}\..*" for tower in towers] + (["lm_head"] if keeps_head else [])
+
     @property
     def dtype(self) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.plan.dtype]
@@ -80,9 +93,6 @@ class ModelSource:
     def slots_of(self, layer: int) -> list[str]:
         prefix = f"layers.{layer}."
         return [slot for slot in self._by_slot if slot.startswith(prefix)]
-
-    def has(self, slot: str) -> bool:
-        return slot in self._by_slot
 
     def read(self, slot: str, device: torch.device) -> Tensor:
         """float32: [N, K], [X, N, K] for experts, [n] for a vector."""
@@ -128,6 +138,14 @@ class ModelSource:
     def vector_dtype(self, slot: str) -> torch.dtype:
         """Type in which the checkpoint stores a slot."""
         return DTYPES[self._by_slot[slot][0][1].dtype]
+
+
+def with_own_head(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a model whose head is no longer its embedding. A language model may have a section of its own."""
+    config = {**config, "tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return config
 
 
 def is_stacked(slot: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +37,14 @@ class InputStats:
 
     def divided_by(self, scales: Tensor) -> InputStats:
         """Of x / scales."""
-        gram = self.gram / scales.unsqueeze(0) / scales.unsqueeze(1)
+        gram = (self.gram / scales.unsqueeze(0)).div_(scales.unsqueeze(1))
         return InputStats(gram, self.abs_sum / scales, self.abs_max / scales, self.count)
+
+
+def needed_bytes(widths: Sequence[int]) -> int:
+    """Memory of statistics over inputs with so many channels each, and of what is made of one of them at a time:
+    a Hessian and the inverse of its factor, or Gram matrices with scales moved."""
+    return sum(map(InputStats.bytes, widths)) + 8 * max(widths, default=0) ** 2
 
 
 def output_error(difference: Tensor, gram: Tensor) -> float:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from fastllm.checkpoint.index import INDEX
 from fastllm.checkpoint.safetensors import Tensor as StoredTensor
+from fastllm.errors import CheckpointError
 from fastllm.quantize.source import chunks
 
 _NAMES = {
@@ -29,14 +31,33 @@ def _entry(content: Content) -> tuple[str, list[int], int]:
     return _NAMES[content.dtype], list(content.shape), content.numel() * content.element_size()
 
 
-def _data(content: Content) -> Iterable[bytes]:
+def _data(content: Content) -> Iterable[bytes | memoryview]:
     if isinstance(content, StoredTensor):
         return chunks(content)
-    return [content.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()]
+    return [content.contiguous().reshape(-1).view(torch.uint8).numpy().data]
+
+
+@contextmanager
+def published(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all of it is on the disk. Raises CheckpointError if the disk takes no more."""
+    partial = path.with_suffix(".writing")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the name, too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Content]) -> None:
-    """Tensors of this process, or of another file, whose bytes are copied. The name appears when all is on the disk."""
+    """Tensors of this process, or of another file, whose bytes are copied."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, content in tensors.items():
@@ -45,24 +66,15 @@ def write_safetensors(path: Path, tensors: Mapping[str, Content]) -> None:
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_suffix(".writing")
-    with open(partial, "wb") as file:
+    with published(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for content in tensors.values():
             file.writelines(_data(content))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".writing")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    with published(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def write_index(folder: Path, names_of: Mapping[str, Iterable[str]], total_bytes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,25 @@ def read_prices(path: Path) -> dict[str, Price]:
     return found
 
 
-def check_gate(model: str | None, revision: str | None) -> None:
-    """Raises CheckpointError unless the folder has a quantization report that is of its files and passed its gate."""
-    verify(resolve(model if model is not None else DEMO_MODEL, revision))
+# Options of an engine that change what a model computes: a gate holds for the values that it was measured with.
+_MEASURED = ("dtype", "quantization", "activation_mode", "kv_cache_dtype")
+
+
+def check_gate(model: str | None, revision: str | None, engine: Mapping[str, Any]) -> None:
+    """`engine`: the options that it is served with.
+
+    Raises:
+        CheckpointError: the folder has no quantization report that is of its files and passed its gate.
+        InvalidRequestError: it passed with other options than these.
+    """
+    folder = resolve(model if model is not None else DEMO_MODEL, revision)
+    how = verify(folder)["evaluation"]["options"]
+    differing = [name for name in _MEASURED if engine[name] != how.get(name, "unknown")]
+    if differing:
+        name = differing[0]
+        raise InvalidRequestError(
+            f"--require-gate: {folder} passed its gate with {name} = {how.get(name, 'unknown')!r}, and is to be served "
+            f"with {engine[name]!r}; leave the option out, or quantize with evaluation=EvalOptions({name}=...)"
+        )
+    if engine["load_format"] == "dummy":
+        raise InvalidRequestError("--require-gate: load_format 'dummy' serves random weights, which pass no gate")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,15 @@ from fastllm.text.tokenizer import Tokenizer
 MAX_FILE_BYTES = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    token_ids: list[int]
-    num_bytes: int | None  # of its UTF-8; None where only ids are known and there is no tokenizer
-
-
-def read_corpus(path: Path, tokenizer: Tokenizer | None, vocab_size: int) -> list[Document]:
-    """The documents of a file, each with at least two tokens.
+def read_corpus(path: Path, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
+    """The token ids of the documents of a file, at least two of each.
 
     Raises:
         InvalidRequestError: the file cannot be read, a line is not understood, an id is not in [0, vocab_size), or
             nothing is left.
     """
-    documents = [
-        document
-        for where, item in _items(path)
-        if len((document := _document(item, tokenizer, vocab_size, where)).token_ids) > 1
-    ]
+    found = (_document(item, tokenizer, vocab_size, where) for where, item in _items(path))
+    documents = [ids for ids in found if len(ids) > 1]
     if not documents:
         raise InvalidRequestError(f"{path}: holds no document of at least two tokens")
     return documents
@@ -63,18 +53,16 @@ def _items(path: Path) -> Iterable[tuple[str, Any]]:
         raise InvalidRequestError(f"{path}: is not valid JSON: {str(error)[:200]}") from None
 
 
-def _document(item: Any, tokenizer: Tokenizer | None, vocab_size: int, where: str) -> Document:
+def _document(item: Any, tokenizer: Tokenizer | None, vocab_size: int, where: str) -> list[int]:
     if isinstance(item, dict):
         item = item.get("text", item.get("token_ids"))
     if isinstance(item, str):
         if tokenizer is None:
             raise InvalidRequestError(f"{where}: is text, and the model has no tokenizer; give token ids")
-        ids = tokenizer.encode(item)
-        return Document(check_ids(ids, vocab_size, where), len(item.encode("utf-8", "replace")))
+        return check_ids(tokenizer.encode(item), vocab_size, where)
     if not isinstance(item, list):
         raise InvalidRequestError(f'{where}: expected text or token ids, or an object with "text" or "token_ids"')
-    ids = check_ids(item, vocab_size, where)
-    return Document(ids, None if tokenizer is None else num_bytes(ids, tokenizer))
+    return check_ids(item, vocab_size, where)
 
 
 def check_ids(ids: Sequence[Any], vocab_size: int, where: str) -> list[int]:
@@ -85,18 +73,18 @@ def check_ids(ids: Sequence[Any], vocab_size: int, where: str) -> list[int]:
 
 
 def num_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> int:
-    return len(tokenizer.decode(ids, skip_special_tokens=False).encode("utf-8", "replace"))
+    """Of the text that the tokens are a part of: a character that is cut counts where its bytes are."""
+    return sum(len(tokenizer.byte_table.bytes(token)) for token in ids)
 
 
-def windows(documents: Sequence[Document], length: int, most: int | None = None) -> list[list[int]]:
+def windows(documents: Sequence[list[int]], length: int, most: int | None = None) -> list[list[int]]:
     """Pieces of up to length + 1 tokens that overlap by one, so each token but a document's first is predicted once.
 
     `most`: predicted tokens altogether.
     """
     pieces: list[list[int]] = []
     left = most
-    for document in documents:
-        ids = document.token_ids
+    for ids in documents:
         for begin in range(0, len(ids) - 1, length):
             count = min(length, len(ids) - 1 - begin, length if left is None else left)
             if count <= 0:
