@@ -67,19 +67,22 @@ conformance() {
   limited "$build/tests/cuda/cuda_conformance_emulated" --write "$build/expected.bin" &&
     limited "$build/tests/cuda/cuda_conformance" --compare "$build/expected.bin"
 }
-operations() {
-  PYTHONPATH=python limited "$PYTHON" -m pytest tests/ops -q -k '(cuda and not emulated) or Gpu or work_follows'
+operations() {  # tests by the device in their names: if it does not open, that is said, and none is there
+  PYTHONPATH=python limited "$PYTHON" -c 'from fastllm import ops; print(ops.Device("cuda").name)' &&
+    PYTHONPATH=python limited "$PYTHON" -m pytest tests/ops -q -k '([cuda and not emulated) or Gpu or work_follows'
 }
 models() { PYTHONPATH=python limited "$PYTHON" -m pytest tests/models/test_cuda.py -q -k 'not emulated'; }
-sanitizer() {
+sanitizer() {  # of every family of kernels at least one small case
   local tool
+  local cases='rms_norm_of_rows or gated_activation or copied or breaks_ties or 9x1024x100-bfloat16 or empty_ones'
+  cases+=' or (edges_of_slots and bfloat16-0) or 13-8-3-33-17-silu-bfloat16 or draw_depends_on_its_row'
+  command -v compute-sanitizer || { echo "compute-sanitizer is not in PATH; it comes with the CUDA toolkit"; return 1; }
   for tool in memcheck racecheck synccheck initcheck; do
     echo "--- $tool"
     limited compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$build/tests/cuda/cuda_conformance" --compare "$build/expected.bin" || return 1
     PYTHONPATH=python PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      --target-processes all "$PYTHON" -m pytest tests/ops -q -x -k 'cuda and not emulated and (norm or activation or copied or ties)' ||
-      return 1
+      --target-processes all "$PYTHON" -m pytest tests/ops -q -x -k "[cuda and not emulated and ($cases)" || return 1
   done
 }
 benches() {
@@ -99,7 +102,7 @@ if step build build; then
   step models models
   step benches benches
   step peers peers
-  if command -v compute-sanitizer >/dev/null; then step sanitizer sanitizer; fi  # last: the slowest
+  step sanitizer sanitizer  # last: the slowest
 fi
 
 "$PYTHON" tools/gpu_report.py "$build"

@@ -132,7 +132,7 @@ void CudaBackend::run(uint64_t key, const std::function<void()>& work) {
     try {
       work();
     } catch (...) {
-      (void)stream_.end_capture();  // what was recorded so far is of no use
+      stream_.abort_capture();
       throw;
     }
     it = graphs_.emplace(key, stream_.end_capture()).first;

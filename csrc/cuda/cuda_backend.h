@@ -36,7 +36,7 @@ class CudaBackend final : public Backend {
   void reserve(const OpLimits& limits) override;
 
   void use_stream(void* stream) override { stream_.use(stream); }
-  [[nodiscard]] bool has_graphs() const override { return true; }
+  [[nodiscard]] bool has_graphs() const override { return !device_->properties().is_synchronous; }
   void run(uint64_t key, const std::function<void()>& work) override;
 
   void wait() override { stream_.synchronize(); }

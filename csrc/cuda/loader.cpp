@@ -41,6 +41,7 @@ std::string why_not_on(const CudaPlugin& plugin, int ordinal) {
 struct Loaded {
   const CudaPlugin* plugin = nullptr;
   std::string why_not;
+  int num_devices = 0;
 };
 
 Loaded load() {
@@ -69,11 +70,14 @@ Loaded load() {
     return {nullptr, "the NVIDIA driver knows CUDA " + version_text(driver) + ", fastllm was built with CUDA " +
                          version_text(plugin->runtime_version) + "; update the driver"};
   }
-  if (plugin->num_devices() == 0) {
+  std::string error;
+  const int num_devices = plugin->num_devices(error);
+  if (num_devices == 0) {
     return {nullptr,
-            "the NVIDIA driver shows no device (CUDA_VISIBLE_DEVICES, or the container's settings, may hide it)"};
+            "the NVIDIA driver shows no device (CUDA_VISIBLE_DEVICES, or the container's settings, may hide it)" +
+                (error.empty() ? "" : ": " + error)};
   }
-  return {plugin, why_not_on(*plugin, 0)};
+  return {plugin, why_not_on(*plugin, 0), num_devices};
 }
 
 const Loaded& loaded() {
@@ -88,9 +92,9 @@ std::string why_no_cuda() { return loaded().why_not; }
 std::unique_ptr<Backend> make_cuda_backend(int ordinal) {
   const Loaded& cuda = loaded();
   if (cuda.plugin == nullptr) fail(ErrorKind::kDevice, "device \"cuda\": ", cuda.why_not);
-  const int count = cuda.plugin->num_devices();
-  if (ordinal < 0 || ordinal >= count) {
-    fail(ErrorKind::kDevice, "device \"cuda:", ordinal, "\": there are ", count, " devices, numbered from 0");
+  if (ordinal < 0 || ordinal >= cuda.num_devices) {
+    fail(ErrorKind::kDevice, "device \"cuda:", ordinal, "\": there are ", cuda.num_devices,
+         " devices, numbered from 0");
   }
   const std::string why_not = why_not_on(*cuda.plugin, ordinal);
   if (!why_not.empty()) fail(ErrorKind::kDevice, "device \"cuda:", ordinal, "\": ", why_not);

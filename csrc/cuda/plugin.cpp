@@ -9,13 +9,13 @@
 namespace fastllm {
 namespace {
 
-int num_devices() {
+int num_devices(std::string& error) {
   int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();
-    return 0;
-  }
-  return count;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return count;
+  cudaGetLastError();
+  error = std::string(cudaGetErrorName(status)) + ", " + cudaGetErrorString(status);
+  return 0;
 }
 
 int arch(int ordinal) {

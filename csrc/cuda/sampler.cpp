@@ -8,7 +8,7 @@
 namespace fastllm::cuda {
 namespace {
 
-// Room for penalties, in entries per row of the largest step. All rows share it.
+// Room for penalties, in entries per row of the largest step. The rows of a launch share it.
 constexpr int64_t kCountsPerRow = 1024;
 constexpr int64_t kBiasPerRow = 512;
 
@@ -16,17 +16,18 @@ int64_t words_of_mask(const OpLimits& limits) { return ceil_div(limits.vocab_siz
 
 }  // namespace
 
+// Room for any row that the device samples.
 Sampler::Sizes Sampler::Sizes::most(const OpLimits& limits) {
   const int64_t rows = limits.max_logit_rows;
-  return {rows, checked_mul(rows, kCountsPerRow), checked_mul(rows, kBiasPerRow), rows,
-          checked_mul(rows, kMaxDeviceTop)};
+  return {rows, std::max(checked_mul(rows, kCountsPerRow), limits.vocab_size),
+          std::max(checked_mul(rows, kBiasPerRow), limits.vocab_size), rows, checked_mul(rows, kMaxDeviceTop)};
 }
 
-// Adds what the row needs; false, and nothing added, if the device has no room for it.
+// Adds what the row needs; false, and nothing added, if the launch has no room for it.
 bool Sampler::Sizes::add(const SampleRow& row, const Sizes& most) {
   const Sizes sum{rows + 1, counts + std::ssize(row.counts), bias + std::ssize(row.bias),
                   masks + (row.mask.empty() && row.allowed.empty() ? 0 : 1), tops + row.num_top};
-  if (row.num_top > kMaxDeviceTop || sum.counts > most.counts || sum.bias > most.bias) return false;
+  if (sum.counts > most.counts || sum.bias > most.bias) return false;
   *this = sum;
   return true;
 }
@@ -68,7 +69,7 @@ void Sampler::reserve(const OpLimits& limits) {
   scratch_ = SampleScratch::take(host, limits.vocab_size);
 }
 
-// Puts row r of the call behind those that were written.
+// Puts row r of the call behind those of the launch that were written.
 void Sampler::write(const Arrays& to, const SampleRow& row, int64_t r) {
   const bool has_mask = !row.mask.empty() || !row.allowed.empty();
   const Sizes begin = written_;
@@ -104,19 +105,35 @@ void Sampler::write(const Arrays& to, const SampleRow& row, int64_t r) {
                          .forced_token = row.forced_token};
 }
 
+// Device and host may draw different tokens where a sum of theirs is at the edge, so which of them samples a row is a
+// matter of the row (a token has one count; only duplicates make more biases than tokens).
+bool Sampler::is_for_host(const SampleRow& row, int64_t vocab_size) {
+  return row.num_top > kMaxDeviceTop || std::ssize(row.counts) > vocab_size || std::ssize(row.bias) > vocab_size;
+}
+
 void Sampler::sample(fl::Stream& stream, const SampleArgs& args) {
   sent_.clear();
   Sizes sizes;
   for (int64_t r = 0; r < args.num_rows; ++r) {
     args.results[r] = {};
-    if (sizes.add(args.rows[r], most_)) {
-      sent_.push_back(r);
-    } else {
+    const SampleRow& row = args.rows[r];
+    if (is_for_host(row, args.vocab_size)) {
       sample_on_host(stream, args, r);
+      continue;
     }
+    if (!sizes.add(row, most_)) {
+      sample_on_device(stream, args, sizes);
+      sent_.clear();
+      sizes = {};
+      sizes.add(row, most_);
+    }
+    sent_.push_back(r);
   }
-  if (sent_.empty()) return;
+  if (!sent_.empty()) sample_on_device(stream, args, sizes);
+}
 
+// The rows of sent_, which need `sizes`.
+void Sampler::sample_on_device(fl::Stream& stream, const SampleArgs& args, const Sizes& sizes) {
   const auto size = static_cast<std::size_t>(memory_.size());
   Arena here({staging_.data(), size});
   Arena there({memory_.data(), size});

@@ -1,6 +1,6 @@
 // Sampling on the device: rows with their parameters go there in one copy; tokens and log-probabilities come back in
-// one. Rows that bring more penalties, or want more of the most likely tokens, than there is room for are sampled on
-// the host from a copy of their logits.
+// one. Where the penalties of all rows are more than there is room for, the rest follows in another launch. Rows that
+// want more than kMaxDeviceTop of the most likely tokens are sampled on the host from a copy of their logits.
 #pragma once
 
 #include <vector>
@@ -65,13 +65,13 @@ class Sampler {
   void sample(fl::Stream& stream, const SampleArgs& args);
 
  private:
-  // Entries of the arrays of one call.
+  // Entries of the arrays of one launch.
   struct Sizes {
     int64_t rows = 0, counts = 0, bias = 0, masks = 0, tops = 0;
     static Sizes most(const OpLimits& limits);
     bool add(const SampleRow& row, const Sizes& most);
   };
-  // The arrays of one call, on the device and, but for the raw logits, at the same offsets here.
+  // The arrays of one launch, on the device and, but for the raw logits, at the same offsets here.
   struct Arrays {
     DeviceSampleRow* rows;
     TokenCount* counts;
@@ -84,7 +84,9 @@ class Sampler {
     float* raw_of_bias;
     static Arrays take(Arena& arena, const Sizes& sizes, int64_t mask_words);
   };
+  static bool is_for_host(const SampleRow& row, int64_t vocab_size);
   void write(const Arrays& to, const SampleRow& row, int64_t r);
+  void sample_on_device(fl::Stream& stream, const SampleArgs& args, const Sizes& sizes);
   void sample_on_host(fl::Stream& stream, const SampleArgs& args, int64_t r);
 
   fl::Device& device_;
@@ -92,7 +94,7 @@ class Sampler {
   int64_t mask_words_ = 0;
   fl::DeviceBuffer memory_;
   Buffer staging_;
-  std::vector<int64_t> sent_;  // rows of this call that the device samples
+  std::vector<int64_t> sent_;  // rows of this launch
   Sizes written_;
   Buffer host_memory_;
   float* logits_ = nullptr;  // [V]

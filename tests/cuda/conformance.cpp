@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <string>
 
 #include "conformance_cases.h"
@@ -38,12 +39,20 @@ std::vector<uint32_t> run(Stream& stream, const Case& c, uint64_t seed) {
 
 bool is_alike(uint32_t got, uint32_t want, Compare compare) {
   if (got == want) return true;
-  if (compare == Compare::kBits) return false;
   const auto g = std::bit_cast<float>(got);
   const auto w = std::bit_cast<float>(want);
-  if (std::isnan(w)) return std::isnan(g);
-  const float relative = compare == Compare::kTanhApprox ? 1e-3f : 1e-6f;
-  return std::fabs(g - w) <= relative * std::fmax(std::fabs(w), 1.0f);  // sums of the tensor cores are of order one
+  if (std::isnan(w) || std::isinf(w)) return std::isnan(w) && std::isnan(g);
+  switch (compare) {
+    case Compare::kApprox:  // subnormal numbers have fewer bits
+      return std::fabs(g - w) <= std::fmax(1e-6f * std::fabs(w), 4 * std::numeric_limits<float>::denorm_min());
+    case Compare::kOrderOne:
+      return std::fabs(g - w) <= 1e-6f;
+    case Compare::kMmaSum:
+      return std::fabs(g - w) <= 4e-6f * std::fmax(std::fabs(w), 16.0f);
+    case Compare::kBits:
+      break;
+  }
+  return false;
 }
 
 int main_of(int argc, char** argv) {

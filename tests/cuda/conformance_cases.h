@@ -13,9 +13,11 @@ constexpr uint32_t kWordsIn = 8;  // of a thread
 constexpr uint32_t kWordsOut = 8;
 
 enum class Compare : uint8_t {
-  kBits,         // data movement, integers, conversions
-  kFloatApprox,  // words are floats: relative 1e-6 (approximate functions, sums of the tensor cores)
-  kTanhApprox,   // relative 1e-3
+  kBits,  // data movement, integers, conversions
+  // Words are floats:
+  kApprox,    // approximate functions: within 1e-6 of the number, however small it is
+  kOrderOne,  // numbers up to 1: within 1e-6
+  kMmaSum,    // tensor cores: 16 products whose sizes add up to about 16, within 4e-6 of that (some chips truncate)
 };
 enum class Input : uint8_t {
   kWords,   // random bits

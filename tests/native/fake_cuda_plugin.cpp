@@ -22,7 +22,10 @@ const fastllm::CudaPlugin fastllm_cuda_plugin = {
     number("FAKE_VERSION", fastllm::kCudaPluginVersion),
     number("FAKE_RUNTIME", 13000),
     text("FAKE_ARCHS", "80-real, 89-real, 90a-real, 80-virtual"),
-    [] { return number("FAKE_DEVICES", 1); },
+    [](std::string& error) {
+      error = text("FAKE_ERROR", "");
+      return number("FAKE_DEVICES", 1);
+    },
     [](int) { return number("FAKE_ARCH", 90); },
     [](int) -> fastllm::Backend* { return fastllm::make_reference_backend().release(); },
 };

@@ -2,10 +2,12 @@
 // kernels that are wrong.
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "../cuda/conformance_cases.h"
 #include "../cuda/conformance_inputs.h"
+#include "cuda/emulated.h"
 #include "cuda/fl/gpu.h"
 #include "harness.h"
 
@@ -88,18 +90,43 @@ NATIVE_TEST(a_missing_barrier_shows_as_poison) {
 void divergent(uint32_t* out) {
   if (threadIdx.x < 32) {
     fl::sync_threads();
-  } else if (threadIdx.x < 64) {
+  } else if (threadIdx.x < 63) {
     out[threadIdx.x] = fl::shfl(fl::kFullMask, threadIdx.x, 0);
-    fl::bar_sync(3, 64);
+  } else if (threadIdx.x == 63) {
+    fl::sync_threads();
   }
 }
 void mixed(uint32_t* out) {
   if (threadIdx.x < 16) {
-    out[threadIdx.x] = fl::ballot(fl::kFullMask, true);
+    out[threadIdx.x] = fl::all(fl::kFullMask, true) ? 1 : 0;
   } else {
     out[threadIdx.x] = fl::any(fl::kFullMask, true) ? 1 : 0;
   }
 }
+// Each of these is right in every lane's own eyes.
+void two_barriers(uint32_t* out) {
+  if (threadIdx.x < 16) {
+    fl::sync_threads();
+  } else {
+    fl::sync_threads();
+  }
+  out[0] = 0;
+}
+void two_kinds_of_barrier(uint32_t* out) {
+  if (threadIdx.x < 32) {
+    fl::sync_threads();
+  } else {
+    out[threadIdx.x] = fl::sync_threads_or(true) ? 1 : 0;
+  }
+}
+void two_transposes(uint32_t* out) {
+  if (threadIdx.x % 2 == 0) {
+    out[threadIdx.x] = fl::movmatrix_trans(threadIdx.x);
+  } else {
+    out[threadIdx.x] = fl::movmatrix_trans(threadIdx.x + 1);
+  }
+}
+void reads_outside(const uint32_t* in, float* out) { out[threadIdx.x] = 1.0f + fl::bit_cast<float>(in[threadIdx.x]); }
 void leaves_early(uint32_t* out) {
   if (threadIdx.x == 7) return;
   out[threadIdx.x] = fl::shfl_xor(fl::kFullMask, threadIdx.x, 1);
@@ -110,9 +137,6 @@ void out_of_shared(uint32_t* out) {
 }
 void bad_address(uint32_t* out) { fl::cp_async<16>(fl::smem_addr(fl::smem<uint32_t>() + 26), out); }
 void out_of_array(uint32_t* out, uint32_t i) { out[i] = 1; }
-void waits_for_ever(uint32_t* out) {
-  while (fl::load_acquire(out) == 0) fl::spin();
-}
 
 NATIVE_TEST(wrong_kernels_get_a_readable_error) {
   fl::Device device(device_options());
@@ -120,19 +144,31 @@ NATIVE_TEST(wrong_kernels_get_a_readable_error) {
   const OnDevice out(stream, std::vector<uint32_t>(96));
   const std::string deadlock = error_of(divergent, {"divergent", {2}, 96, 0}, stream, out.data());
   require_contains(deadlock, "kernel divergent, block (0, 0, 0): deadlock");
-  require_contains(deadlock, "threads 0-31: waits in sync_threads (barrier 0) at simt_test.cpp:");
-  require_contains(deadlock, "threads 32-63: waits in bar_sync (barrier 3) at simt_test.cpp:");
+  require_contains(deadlock, "threads 0-31: waits in sync_threads at simt_test.cpp:");
+  require_contains(deadlock, "threads 32-62: waits in shfl with mask 0xffffffff at simt_test.cpp:");
+  require_contains(deadlock, "threads 63-63: waits in sync_threads at simt_test.cpp:");
   require_contains(deadlock, "threads 64-95: ended");
   require_contains(error_of(mixed, {"mixed", {1}, 32, 0}, stream, out.data()), "different collectives");
+  require_contains(error_of(two_barriers, {"two_barriers", {1}, 32, 0}, stream, out.data()), "different places");
+  require_contains(error_of(two_kinds_of_barrier, {"two_kinds_of_barrier", {1}, 64, 0}, stream, out.data()),
+                   "threads meet in sync_threads and in sync_threads_or");
+  require_contains(error_of(two_transposes, {"two_transposes", {1}, 32, 0}, stream, out.data()), "different places");
   require_contains(error_of(leaves_early, {"leaves_early", {1}, 32, 0}, stream, out.data()), "ended");
   require_contains(error_of(out_of_shared, {"out_of_shared", {1}, 32, 128}, stream, out.data()),
                    "wrote at offset 128 of 128 bytes of shared memory");
   require_contains(error_of(bad_address, {"bad_address", {1}, 1, 128}, stream, out.data()), "not aligned");
   require_contains(error_of(out_of_array, {"out_of_array", {1}, 1, 0}, stream, out.data(), 96u),
                    "wrote at offset 384 of \"test array\" (384 bytes)");
-  const OnDevice zero(stream, std::vector<uint32_t>(1));
-  require_contains(error_of(waits_for_ever, {"waits_for_ever", {1}, 1, 0}, stream, zero.data()), "spin loop");
   require_contains(error_of(tree_sum, {"too_much", {1}, 32, 228 << 10}, stream, out.data(), out.data()), "sm_90 has");
+}
+
+NATIVE_TEST(reads_outside_an_allocation_do_not_look_like_zeros) {
+  fl::Device device(device_options());
+  fl::Stream stream(device);
+  const OnDevice in(stream, std::vector<uint32_t>(31, 0u));
+  const OnDevice out(stream, std::vector<float>(32));
+  fl::launch(stream, {"reads_outside", {1}, 32, 0}, reads_outside, in.data(), out.data());
+  require(out.get()[31] < -1e38f, "a guard is a large number");
 }
 
 NATIVE_TEST(host_pointers_do_not_reach_kernels) {
@@ -164,6 +200,28 @@ NATIVE_TEST(graphs_repeat_what_was_recorded) {
     stream.run(graph);
     require_equal(sums.get()[0], 256 * i, "run");
   }
+}
+
+NATIVE_TEST(an_error_within_a_capture_is_what_is_reported_and_leaves_the_stream_usable) {
+  fl::Device device(device_options());
+  fl::Stream stream(device);
+  const OnDevice in(stream, std::vector<uint32_t>(256, 1));
+  const OnDevice sums(stream, std::vector<uint32_t>(1));
+  stream.begin_capture();
+  fl::launch(stream, {"tree_sum", {1}, 256, 1024}, tree_sum, in.data(), sums.data());
+  require_contains(error_of(tree_sum, {"too_much", {1}, 32, 228 << 10}, stream, in.data(), sums.data()), "sm_90 has");
+  stream.abort_capture();
+  require_equal(sums.get()[0], 0u, "forgotten, not run");
+  fl::launch(stream, {"tree_sum", {1}, 256, 1024}, tree_sum, in.data(), sums.data());
+  require_equal(sums.get()[0], 256u, "no longer recorded");
+
+  const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(device_options());
+  const auto broken = [&] { backend->run(1, [] { fail(ErrorKind::kDevice, "a launch failed"); }); };
+  require_contains(require_error(ErrorKind::kDevice, broken, "capture"), "a launch failed");
+  int runs = 0;
+  backend->run(1, [&] { ++runs; });
+  backend->run(1, [&] { ++runs; });
+  require_equal(runs, 1, "the key was recorded anew, once");
 }
 
 NATIVE_TEST(async_copies_come_at_issue_or_at_the_wait) {

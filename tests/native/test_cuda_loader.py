@@ -85,7 +85,9 @@ def test_a_library_that_is_damaged(complete, tmp_path):
 
 
 def test_no_device(complete):
-    assert "the NVIDIA driver shows no device (CUDA_VISIBLE_DEVICES" in complete.open(FAKE_DEVICES=0)
+    output = complete.open(FAKE_DEVICES=0, FAKE_ERROR="cudaErrorSystemNotReady, system not yet initialized")
+    assert "the NVIDIA driver shows no device (CUDA_VISIBLE_DEVICES" in output
+    assert ": cudaErrorSystemNotReady, system not yet initialized" in output
 
 
 def test_a_device_that_does_not_exist(complete):

@@ -1,9 +1,11 @@
-"""What the attention kernels of csrc/cuda promise beyond the contract, in the emulator: a row has the same bits
-whichever of them computed it and wherever its pages lie; all head sizes that have an instance; numbers at the edge."""
+"""What the attention kernels of csrc/cuda promise beyond the contract, in the emulator and on a GPU: a row has the same
+bits whichever of them computed it and wherever its pages lie; all head sizes that have an instance; numbers at the
+edge."""
 
 import numpy as np
 import oracle
 import pytest
+from devices import has_cuda
 from tolerances import assert_close, assert_same_bits
 
 from fastllm import ops
@@ -13,9 +15,9 @@ HEADS = [(64, 5, 1), (64, 8, 1), (80, 2, 2), (96, 12, 1), (128, 6, 2), (128, 16,
 SMALL = ["bfloat16", "float16", "int8", "fp8"]
 
 
-@pytest.fixture(scope="module")
-def cuda():
-    return ops.Device("cuda:emulated")
+@pytest.fixture(scope="module", params=["cuda:emulated", *(["cuda"] if has_cuda() else [])])
+def cuda(request):
+    return ops.Device(request.param)
 
 
 def heads_id(heads):
@@ -107,19 +109,32 @@ def test_where_pages_lie_changes_no_bit(cuda, dtype):
     assert_same_bits(results[2], results[0])
 
 
-def test_contexts_beyond_the_cells_of_decode_have_the_same_bits():
+def test_contexts_beyond_the_cells_of_decode_have_the_same_bits(cuda):
     """Scratch memory holds 32 units (8192 positions) of each sequence; what does not fit is done by prefill."""
     rng = np.random.default_rng(44)
     q = oracle.normal(rng, 1, 1, 64)
     results = []
     for num_seqs in (1, 2):  # one has too few cells, two share enough
-        device = ops.Device("cuda:emulated")
+        device = ops.Device(cuda.name)
         sequences = oracle.PagedSequences(np.random.default_rng(45), device, [8500], 1, 64, "bfloat16")
         counts, context = [1, 0][:num_seqs], [8500, 0][:num_seqs]
         results.append(sequences.attend(q, counts, seqs=[0] * num_seqs, context=context, scale=0.125))
         exact, size = oracle.attention(q.astype(np.float64), sequences.k[0], sequences.v[0], scale=0.125)
         assert_close(results[-1], exact, relative=oracle.attention_relative(device, "bfloat16"), scale=size + 1e-3)
     assert_same_bits(results[1], results[0])
+
+
+@pytest.mark.parametrize("count", [8, 12])
+def test_tokens_of_one_sequence_among_empty_ones(cuda, count):
+    """As many tokens as sequences, and yet not one each."""
+    rng = np.random.default_rng(46)
+    sequences = oracle.PagedSequences(rng, cuda, [40], 2, 64, "bfloat16")
+    q = oracle.normal(rng, count, 4, 64)
+    counts, seqs = [0] * count, [0] * count
+    counts[1] = count
+    got = sequences.attend(q, counts, seqs=seqs, context=[40 if n else 0 for n in counts], scale=0.125)
+    exact, size = oracle.attention(q.astype(np.float64), sequences.k[0], sequences.v[0], scale=0.125)
+    assert_close(got, exact, relative=oracle.attention_relative(cuda, "bfloat16"), scale=size + 1e-3)
 
 
 @pytest.mark.parametrize("dtype", SMALL)

@@ -33,7 +33,7 @@ def test_linear_is_the_matrix_product(device, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", oracle.DTYPES)
-@pytest.mark.parametrize("shape", [(40, 64, 48), (70, 333, 37), (9, 1024, 100)], ids=IDS)
+@pytest.mark.parametrize("shape", [(40, 64, 48), (70, 333, 37), (9, 1024, 100), (40, 1024, 100)], ids=IDS)
 def test_a_row_of_linear_does_not_depend_on_its_batch(device, shape, dtype):
     m, k, n = shape
     rng = np.random.default_rng(2)

@@ -221,6 +221,23 @@ def test_a_draw_depends_on_its_row_alone(device):
     assert ops.sample(logits[::-1], each[::-1], device=device) == together[::-1]
 
 
+def test_a_draw_does_not_depend_on_the_penalties_of_other_rows(device):
+    """More counts than one launch takes (1024 a row). Token 1 is so near to min_p that it is kept or not as exp and log
+    are rounded: whoever samples a row in another way in company is found out."""
+    device = ops.Device(device.name)  # has room for what was asked of it, so for this call alone
+    min_p = np.random.default_rng(48).uniform(0.3, 0.9, 20).astype(np.float32)
+    logits = np.full((20, 1200), -np.inf, np.float32)
+    logits[:, 0] = 0
+    logits[:, 1] = np.log(min_p.astype(np.float64))
+    counts = [(token, 0, True) for token in range(1100)]
+    each = [SampleParams(min_p=float(p), counts=counts, seed=9, position=r) for r, p in enumerate(min_p)]
+    together = ops.sample(logits, each, device=device)
+    assert {r.token for r in together} == {0, 1}
+    for r in range(20):
+        alone = ops.sample(logits[r : r + 1], each[r], device=ops.Device(device.name))
+        assert alone == together[r : r + 1], f"row {r}"
+
+
 def test_log_probabilities_are_of_the_raw_logits(device):
     rng = np.random.default_rng(43)
     logits = oracle.normal(rng, 6, 300)

@@ -193,6 +193,8 @@ void launch(fl::Stream& stream, const AttentionParams& p, int64_t max_items) {
   const auto& device = stream.device().properties();
   const int64_t plan_bytes = Plan::bytes(p.num_seqs);
   const int64_t fit = (device.smem_per_block - plan_bytes) / Ring<Format, D>::kBytes;
+  FASTLLM_CHECK(fit >= 1, "attention: ", p.num_seqs, " sequences are too many for the shared memory of sm_",
+                device.arch);
   const int64_t num_warps = fit < kMaxWarps ? fit : kMaxWarps;
   const int64_t smem = num_warps * Ring<Format, D>::kBytes + plan_bytes;
   const fl::Dim3 grid = persistent_grid(device, smem, ceil_div(max_items, num_warps), 1);

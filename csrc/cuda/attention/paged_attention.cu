@@ -82,9 +82,15 @@ void paged_attention(fl::Stream& stream, const PagedAttentionArgs& args, const W
   if (args.step->num_tokens == 0) return;
   const AttentionParams p = params_of(args, workspace.attention_cells);
   const AttentionShape shape = shape_of(args);
+  // Kernels that would find nothing to do whatever the lengths on the device are: one unit leaves nothing to merge, and
+  // a step of few tokens with a cell for each unit leaves nothing to prefill. (More tokens may all be of one sequence.)
+  const int64_t num_units = ceil_div(args.step->max_pages * kPageSize, kUnitTokens);
+  const int64_t num_tokens = args.step->num_tokens;
+  const bool all_decode =
+      are_for_decode(num_tokens, shape.max_rows) && num_tokens * num_units * args.num_heads <= p.num_cells;
   attention_decode(stream, p, shape);
-  attention_merge(stream, p, shape);
-  attention_prefill(stream, p, shape);
+  if (num_units > 1) attention_merge(stream, p, shape);
+  if (!all_decode) attention_prefill(stream, p, shape);
 }
 
 }  // namespace fastllm::cuda

@@ -19,6 +19,10 @@ enum class Work { kDecode, kMerge, kPrefill };
 // More rows than this per kv head, and reading K and V once for all of them (prefill) is better.
 constexpr int32_t kMaxDecodeRows = 32;
 constexpr int32_t kMaxDecodeTokens = 8;
+// New tokens of a sequence, and their rows.
+__host__ __device__ constexpr bool are_for_decode(int64_t tokens, int64_t rows) {
+  return tokens <= 1 || (tokens <= kMaxDecodeTokens && rows <= kMaxDecodeRows);
+}
 
 // The units that the new tokens of a sequence see.
 struct Units {
@@ -74,7 +78,7 @@ __device__ inline void make_plan(const AttentionParams& p, Plan plan, int32_t ro
         const Sequence seq(p, s);
         rows = seq.q_len * group;
         num_units = Units(p, seq).count;
-        is_decode = seq.q_len <= 1 || (seq.q_len <= kMaxDecodeTokens && rows <= kMaxDecodeRows);
+        is_decode = are_for_decode(seq.q_len, rows);
         if (is_decode && num_units > 1) need = static_cast<int64_t>(num_units) * seq.q_len * p.num_heads;
       }
       int64_t cells_end = need;

@@ -403,6 +403,7 @@ struct Unit {
         }
       }
     }
+    fl::sync_warp();  // what follows wants the lanes together again
   }
 };
 

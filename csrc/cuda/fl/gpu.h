@@ -2,7 +2,7 @@
 // -DFL_SIMT, compiled by g++ or clang++ and with no CUDA at hand: the same functions in C++ (fl/simt/), on a machine
 // whose threads are fibers. csrc/cuda/README.md has the rules that make a kernel run in both.
 //
-// The functions are described once, in fl/ptx/; tests/native/cuda_conformance.cpp compares the two halves.
+// The functions are described once, in fl/ptx/; tests/cuda/conformance.cpp compares the two halves.
 #pragma once
 
 #include "cuda/fl/types.h"

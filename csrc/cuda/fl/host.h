@@ -1,4 +1,4 @@
-// The host's side of a device: memory, streams, graphs, launches. No CUDA header here; fl/cuda_host.cu implements it
+// The host's side of a device: memory, streams, graphs, launches. No CUDA header here; fl/cuda/host.cpp implements it
 // with the CUDA runtime, fl/simt/host.cpp on emulated memory. Every call is checked and throws Error(kDevice) or
 // Error(kOutOfMemory).
 #pragma once
@@ -26,8 +26,8 @@ struct DeviceProperties {
   std::string name;
   int arch = 0;  // 80, 89, 90, ...
   int num_sms = 0;
-  int64_t smem_per_block = 0;  // most dynamic shared memory of a launch
-  int64_t total_bytes = 0;
+  int64_t smem_per_block = 0;   // most dynamic shared memory of a launch
+  bool is_synchronous = false;  // every launch is waited for, so that an error is found at its kernel; no captures
 };
 
 // Thread contract: every function may be called from any thread.
@@ -45,9 +45,6 @@ class Device {
   // host except within the copies of a Stream.
   void* allocate(int64_t bytes, const char* what);
   void release(void* memory) noexcept;
-  // Host memory that copies need not stage. Zeroed.
-  void* allocate_pinned(int64_t bytes, const char* what);
-  void release_pinned(void* memory) noexcept;
   // Options of later launches (emulator only).
   void set_simt_options(const simt::Options& options);
 
@@ -58,7 +55,7 @@ class Device {
   std::unique_ptr<Impl> impl_;
 };
 
-// Owned device or pinned memory.
+// Owned memory of a device.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
@@ -125,9 +122,10 @@ class Stream {
   void fill(void* device, uint8_t byte, int64_t bytes);
   void synchronize();  // returns when all is done; throws what went wrong
 
-  // Between the two, work is recorded and not done.
+  // Between the two, work is recorded and not done. abort_capture() forgets what was recorded, after an error.
   void begin_capture();
   [[nodiscard]] Graph end_capture();
+  void abort_capture() noexcept;
   void run(const Graph& graph);
 
   // For fl::launch.

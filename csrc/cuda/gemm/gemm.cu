@@ -18,7 +18,7 @@
 //
 // Bytes: N * K * bits / 8 once per tile of tokens, tiles of one band next to each other in time, for the second-level
 // cache. Ideas: Marlin (arXiv 2408.11743), TurboMind (arXiv 2508.15601), stream-K.
-// Tested in tests/ops, tests/cuda; timed in benches/cuda/bench_int4_gemm.
+// Tested in tests/ops and tests/native/gemm_cuda_test.cpp; timed in benches/cuda/bench_int4_gemm.
 #include <algorithm>
 
 #include "core/checked.h"

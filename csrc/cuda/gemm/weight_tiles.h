@@ -69,7 +69,8 @@ WeightView view_of(const PackedWeight& weight);
 
 // Words of 16 bytes that a lane holds of a chunk.
 FASTLLM_HOST_DEVICE constexpr int words_per_chunk(WeightFormat format) {
-  return format == WeightFormat::kInt4 ? 1 : has_codes(format) ? 2 : 4;
+  if (format == WeightFormat::kInt4) return 1;
+  return format == WeightFormat::kInt8 || format == WeightFormat::kE4M3 ? 2 : 4;
 }
 
 // Byte offset, from the start of the expert, of the 32-bit unit with (row, col); for int4 also the shift of its nibble,

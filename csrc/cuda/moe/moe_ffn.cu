@@ -1,6 +1,6 @@
 // y[t] = sum over the chosen experts, ascending, of weight * (down(act(gate_up(x[t]) + bias)) + bias).
 //
-// Nine launches per pass of up to moe_tokens tokens: sort the (token, choice) pairs by expert, round x, product with
+// Seven launches per pass of up to moe_tokens tokens: sort the (token, choice) pairs by expert, round x, product with
 // gate_up gathering the rows of x, gate in place, round, product with down, sum per token. Nothing is read back: the
 // number of tiles is known to the kernels alone. Experts without tokens have no tile, so their weights are not read.
 #include <algorithm>

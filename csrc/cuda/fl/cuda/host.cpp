@@ -31,6 +31,50 @@ void check(cudaError_t error, const char* what) {
        text_of(error));
 }
 
+// Errors after which the driver refuses all further work of the process on the device.
+bool loses_the_device(cudaError_t error) {
+  switch (error) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorTensorMemoryLeak:
+    case cudaErrorMpsClientTerminated:
+    case cudaErrorExternalDevice:
+    case cudaErrorUnknown:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Errors of a library that holds nothing for the chip, which the first call that names the kernel reports.
+void check_was_built(cudaError_t error, const char* kernel, const DeviceProperties& device) {
+  switch (error) {
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidKernelImage:
+    case cudaErrorInvalidPtx:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorJitCompilationDisabled:
+      cudaGetLastError();
+      fail(ErrorKind::kDevice, "cuda: kernel ", kernel, " was not built for sm_", device.arch, " (", device.name,
+           "); build with FASTLLM_CUDA_ARCHS that includes it (", text_of(error), ")");
+    default:
+      return;
+  }
+}
+
 // Makes a device current in this thread, and leaves the thread as it was.
 class Current {
  public:
@@ -56,7 +100,6 @@ class Current {
 struct Device::Impl {
   int ordinal = 0;
   DeviceProperties properties;
-  bool is_synchronous = false;                  // FASTLLM_CUDA_SYNC=1: an error is found at the kernel that made it
   std::mutex mutex;                             // of what follows
   std::map<const void*, int64_t> shared_bytes;  // granted to kernels so far, where above the default
 };
@@ -66,10 +109,9 @@ Device::Device(const DeviceOptions& options) : impl_(std::make_unique<Impl>()) {
   const Current current(options.ordinal);
   cudaDeviceProp p{};
   check(cudaGetDeviceProperties(&p, options.ordinal), "cudaGetDeviceProperties");
-  impl_->properties = {p.name, p.major * 10 + p.minor, p.multiProcessorCount,
-                       static_cast<int64_t>(p.sharedMemPerBlockOptin), static_cast<int64_t>(p.totalGlobalMem)};
   const char* sync = std::getenv("FASTLLM_CUDA_SYNC");
-  impl_->is_synchronous = sync != nullptr && std::string(sync) == "1";
+  impl_->properties = {p.name, p.major * 10 + p.minor, p.multiProcessorCount,
+                       static_cast<int64_t>(p.sharedMemPerBlockOptin), sync != nullptr && std::string(sync) == "1"};
 }
 Device::~Device() = default;
 
@@ -114,7 +156,6 @@ struct Stream::Impl {
   cudaStream_t own = nullptr;
   cudaStream_t stream = nullptr;  // its own, or the caller's
   cudaEvent_t switched = nullptr;
-  bool is_capturing = false;
   // The last kernels that were launched since the stream was known to be well, for errors that show late.
   std::array<const char*, 16> recent{};
   std::size_t num_recent = 0;
@@ -131,7 +172,7 @@ struct Stream::Impl {
   // After a call that reports errors of earlier work.
   void check_work(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
-    if (error == cudaErrorMemoryAllocation) check(error, what);
+    if (!loses_the_device(error)) check(error, what);
     std::string names;
     for (std::size_t i = num_recent - std::min(num_recent, recent.size()); i < num_recent; ++i) {
       names += (names.empty() ? "" : ", ") + std::string(recent[i % recent.size()]);
@@ -191,11 +232,10 @@ void Stream::synchronize() {
 
 void Stream::begin_capture() {
   impl_->check_usable();
+  FASTLLM_CHECK(!device_.properties().is_synchronous, "begin_capture() where every launch is waited for");
   check(cudaStreamBeginCapture(impl_->stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-  impl_->is_capturing = true;
 }
 Graph Stream::end_capture() {
-  impl_->is_capturing = false;
   cudaGraph_t recorded = nullptr;
   check(cudaStreamEndCapture(impl_->stream, &recorded), "cudaStreamEndCapture");
   Graph graph;
@@ -203,6 +243,13 @@ Graph Stream::end_capture() {
   cudaGraphDestroy(recorded);
   check(error, "cudaGraphInstantiate");
   return graph;
+}
+void Stream::abort_capture() noexcept {
+  cudaGraph_t recorded = nullptr;
+  if (cudaStreamEndCapture(impl_->stream, &recorded) == cudaSuccess && recorded != nullptr) {
+    cudaGraphDestroy(recorded);
+  }
+  cudaGetLastError();  // a capture that an error has invalidated ends with one
 }
 void Stream::run(const Graph& graph) {
   impl_->check_usable();
@@ -218,9 +265,10 @@ void Stream::launch_cuda(const LaunchConfig& config, const void* kernel, std::sp
     const std::scoped_lock lock(device.mutex);
     int64_t& granted = device.shared_bytes[kernel];
     if (granted < config.smem_bytes) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(config.smem_bytes)),
-            config.name);
+      const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                     static_cast<int>(config.smem_bytes));
+      check_was_built(error, config.name, device.properties);
+      impl_->check_work(error, config.name);
       granted = config.smem_bytes;
     }
   }
@@ -228,13 +276,9 @@ void Stream::launch_cuda(const LaunchConfig& config, const void* kernel, std::sp
   const cudaError_t error = cudaLaunchKernel(kernel, dim3(config.grid.x, config.grid.y, config.grid.z),
                                              dim3(config.block), const_cast<void**>(arguments.data()),
                                              static_cast<std::size_t>(config.smem_bytes), impl_->stream);
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
-    cudaGetLastError();
-    fail(ErrorKind::kDevice, "cuda: kernel ", config.name, " was not built for sm_", device.properties.arch, " (",
-         device.properties.name, "); build with FASTLLM_CUDA_ARCHS that includes it");
-  }
+  check_was_built(error, config.name, device.properties);
   impl_->check_work(error, config.name);
-  if (device.is_synchronous && !impl_->is_capturing) {
+  if (device.properties.is_synchronous) {
     impl_->check_work(cudaStreamSynchronize(impl_->stream), config.name);
     impl_->num_recent = 0;
   }

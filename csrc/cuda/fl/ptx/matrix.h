@@ -1,4 +1,5 @@
-// Tensor cores and the loads that feed them. Lane l has g = l / 4, t = l % 4. All 32 lanes must come.
+// Tensor cores and the loads that feed them. Lane l has g = l / 4, t = l % 4. All 32 lanes must come, from
+// one place.
 //
 //   8x8 matrix of 16-bit elements in a register: lane l holds row g, columns 2t (low half) and 2t + 1.
 //   m16n8k16  A: a0 (row g, k 2t..)  a1 (row g+8, k 2t..)  a2 (row g, k 2t+8..)  a3 (row g+8, k 2t+8..)
@@ -73,13 +74,7 @@ __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// d += a b on bytes, exact modulo 2^32: A and B signed, or A unsigned and B signed.
-__device__ inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
+// d += a b on bytes, exact modulo 2^32: A unsigned and B signed.
 __device__ inline void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

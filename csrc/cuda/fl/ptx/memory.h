@@ -45,34 +45,18 @@ __device__ inline T load_stream(const T* global) {
   return bit_cast<T>(u);
 }
 
-// Atomics return the old value. T: int32_t, uint32_t, uint64_t. (float sums would depend on the order: not offered.)
+// Atomics return the old value. (float sums would depend on the order: not offered.)
 __device__ inline int32_t atomic_add(int32_t* p, int32_t x) { return atomicAdd(p, x); }
 __device__ inline uint32_t atomic_add(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
 __device__ inline uint64_t atomic_add(uint64_t* p, uint64_t x) {
   return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
-__device__ inline int32_t atomic_min(int32_t* p, int32_t x) { return atomicMin(p, x); }
-__device__ inline int32_t atomic_max(int32_t* p, int32_t x) { return atomicMax(p, x); }
-__device__ inline uint32_t atomic_min(uint32_t* p, uint32_t x) { return atomicMin(p, x); }
-__device__ inline uint32_t atomic_max(uint32_t* p, uint32_t x) { return atomicMax(p, x); }
 __device__ inline uint64_t atomic_max(uint64_t* p, uint64_t x) {
   return atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
 __device__ inline uint32_t atomic_or(uint32_t* p, uint32_t x) { return atomicOr(p, x); }
-__device__ inline uint32_t atomic_exch(uint32_t* p, uint32_t x) { return atomicExch(p, x); }
-__device__ inline uint32_t atomic_cas(uint32_t* p, uint32_t expected, uint32_t x) { return atomicCAS(p, expected, x); }
 
-// Between blocks: write, fence_device, then an atomic that others read; or release and acquire.
+// Between blocks: write, fence_device, then an atomic that others read.
 __device__ inline void fence_device() { __threadfence(); }
-__device__ inline uint32_t load_acquire(const uint32_t* p) {
-  uint32_t y;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(y) : "l"(p) : "memory");
-  return y;
-}
-__device__ inline void store_release(uint32_t* p, uint32_t x) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
-}
-// In the body of every loop that waits for another thread.
-__device__ inline void spin() { __nanosleep(20); }
 
 }  // namespace fl

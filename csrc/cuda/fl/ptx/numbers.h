@@ -52,17 +52,7 @@ __device__ inline Vec<float, 2> unpack_f16x2(uint32_t x) {
   return {to_float(f16{static_cast<uint16_t>(x)}), to_float(f16{static_cast<uint16_t>(x >> 16)})};
 }
 
-// a * b + c, and what follows from it, rounded once.
-__device__ inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t y;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
-  return y;
-}
-__device__ inline uint32_t add_f16x2(uint32_t a, uint32_t b) {
-  uint32_t y;
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-  return y;
-}
+// a * b, a - b and a * b + c, rounded once.
 __device__ inline uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   uint32_t y;
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
@@ -78,21 +68,14 @@ __device__ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
   return y;
 }
-// sm_80 and sm_89 have no packed bf16 add or multiply: the same result by one fma with 1 or -0.
-__device__ inline uint32_t add_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, 0x3f803f80u, b); }
+// sm_80 and sm_89 have no packed bf16 subtraction or multiplication: the same result by one fma with -1 or -0.
 __device__ inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(b, 0xbf80bf80u, a); }
 __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, b, 0x80008000u); }
 
-// Bits. prmt: byte i of the result is byte selector[4i..4i+2] of {a, b}. lop3: bit i is Lut[4 a_i + 2 b_i + c_i].
+// Byte i of the result is byte selector[4i..4i+2] of {a, b}.
 __device__ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t y;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
-  return y;
-}
-template <uint8_t Lut>
-__device__ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t y;
-  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(y) : "r"(a), "r"(b), "r"(c), "n"(Lut));
   return y;
 }
 
@@ -150,19 +133,8 @@ __device__ inline e4m3 to_e4m3(float x) {
 #endif
 }
 
-// High, or low, word of {high, low} shifted by `shift` modulo 32.
-__device__ inline uint32_t funnel_shift_left(uint32_t low, uint32_t high, uint32_t shift) {
-  return __funnelshift_l(low, high, shift);
-}
-__device__ inline uint32_t funnel_shift_right(uint32_t low, uint32_t high, uint32_t shift) {
-  return __funnelshift_r(low, high, shift);
-}
 __device__ inline int popc(uint32_t x) { return __popc(x); }
-__device__ inline int clz(uint32_t x) { return __clz(static_cast<int>(x)); }
 __device__ inline int ffs(uint32_t x) { return __ffs(static_cast<int>(x)); }  // 1 + lowest set bit, 0 for 0
-__device__ inline uint32_t mul_hi(uint32_t a, uint32_t b) { return __umulhi(a, b); }
-// c + sum of four products of signed bytes.
-__device__ inline int32_t dp4a(int32_t a, int32_t b, int32_t c) { return __dp4a(a, b, c); }
 
 // sin(pi x) and cos(pi x).
 __device__ inline Vec<double, 2> sin_cos_pi(double x) {
@@ -171,30 +143,15 @@ __device__ inline Vec<double, 2> sin_cos_pi(double x) {
   return y;
 }
 
-// Approximations of the hardware: relative error about 2^-22 (tanh 2^-11), exact where IEEE has a special value.
+// Approximations of the hardware: relative error about 2^-22, exact where IEEE has a special value.
 __device__ inline float ex2(float x) {
   float y;
   asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-__device__ inline float lg2(float x) {
-  float y;
-  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ inline float rsqrt(float x) {
-  float y;
-  asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 __device__ inline float rcp(float x) {
   float y;
   asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ inline float tanh_approx(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -33,14 +33,6 @@ __device__ inline T shfl_up(uint32_t mask, T x, uint32_t delta, int width = 32) 
   }
 }
 template <class T>
-__device__ inline T shfl_down(uint32_t mask, T x, uint32_t delta, int width = 32) {
-  if constexpr (sizeof(T) == 8) {
-    return bit_cast<T>(__shfl_down_sync(mask, bit_cast<unsigned long long>(x), delta, width));
-  } else {
-    return bit_cast<T>(__shfl_down_sync(mask, bit_cast<uint32_t>(x), delta, width));
-  }
-}
-template <class T>
 __device__ inline T shfl_xor(uint32_t mask, T x, int lane_mask, int width = 32) {
   if constexpr (sizeof(T) == 8) {
     return bit_cast<T>(__shfl_xor_sync(mask, bit_cast<unsigned long long>(x), lane_mask, width));
@@ -49,7 +41,6 @@ __device__ inline T shfl_xor(uint32_t mask, T x, int lane_mask, int width = 32) 
   }
 }
 
-__device__ inline uint32_t ballot(uint32_t mask, bool predicate) { return __ballot_sync(mask, predicate); }
 __device__ inline bool any(uint32_t mask, bool predicate) { return __any_sync(mask, predicate) != 0; }
 __device__ inline bool all(uint32_t mask, bool predicate) { return __all_sync(mask, predicate) != 0; }
 // Lanes of the mask that hold the same x.
@@ -61,17 +52,5 @@ __device__ inline T reduce_add(uint32_t mask, T x) {
   static_assert(std::is_same_v<T, uint32_t> || std::is_same_v<T, int32_t>);
   return __reduce_add_sync(mask, x);
 }
-template <class T>
-__device__ inline T reduce_min(uint32_t mask, T x) {
-  static_assert(std::is_same_v<T, uint32_t> || std::is_same_v<T, int32_t>);
-  return __reduce_min_sync(mask, x);
-}
-template <class T>
-__device__ inline T reduce_max(uint32_t mask, T x) {
-  static_assert(std::is_same_v<T, uint32_t> || std::is_same_v<T, int32_t>);
-  return __reduce_max_sync(mask, x);
-}
-__device__ inline uint32_t reduce_or(uint32_t mask, uint32_t x) { return __reduce_or_sync(mask, x); }
-__device__ inline uint32_t reduce_and(uint32_t mask, uint32_t x) { return __reduce_and_sync(mask, x); }
 
 }  // namespace fl

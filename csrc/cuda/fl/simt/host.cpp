@@ -22,8 +22,8 @@ using fastllm::fail;
 
 constexpr int64_t kTotalBytes = int64_t{4} << 30;
 constexpr int64_t kGuardBytes = 4096;
-constexpr int kPoison = 0xff;  // NaN in every float type
-constexpr std::byte kGuard{0xa5};
+constexpr int kPoison = 0xff;      // NaN in every float type
+constexpr std::byte kGuard{0xfe};  // -1.7e38, NaN as f16: who reads it will be noticed
 
 // [guard page, no access][guard bytes][bytes][guard bytes up to a page][guard page, no access]
 struct Allocation {
@@ -41,11 +41,11 @@ struct Allocation {
 DeviceProperties properties_of(int arch) {
   switch (arch) {
     case 80:
-      return {"emulated sm_80", 80, 108, 163 << 10, kTotalBytes};
+      return {"emulated sm_80", 80, 108, 163 << 10, false};
     case 89:
-      return {"emulated sm_89", 89, 58, 99 << 10, kTotalBytes};
+      return {"emulated sm_89", 89, 58, 99 << 10, false};
     case 90:
-      return {"emulated sm_90", 90, 132, 227 << 10, kTotalBytes};
+      return {"emulated sm_90", 90, 132, 227 << 10, false};
     default:
       fail(ErrorKind::kDevice, "emulator: sm_", arch, " is not known; use 80, 89 or 90");
   }
@@ -186,9 +186,6 @@ void Device::release(void* memory) noexcept {
   impl_->allocations.erase(it);
 }
 
-void* Device::allocate_pinned(int64_t bytes, const char*) { return new std::byte[static_cast<std::size_t>(bytes)](); }
-void Device::release_pinned(void* memory) noexcept { delete[] static_cast<std::byte*>(memory); }
-
 struct Graph::Impl {
   std::vector<std::function<void()>> work;
 };
@@ -257,6 +254,10 @@ Graph Stream::end_capture() {
   FASTLLM_CHECK(impl_->is_capturing, "end_capture() without begin_capture()");
   impl_->is_capturing = false;
   return std::move(impl_->captured);
+}
+void Stream::abort_capture() noexcept {
+  impl_->is_capturing = false;
+  impl_->captured = Graph();
 }
 void Stream::run(const Graph& graph) {
   FASTLLM_CHECK(!impl_->is_capturing, "a graph within a capture");

@@ -1,7 +1,6 @@
 #include "cuda/fl/simt/machine.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -20,9 +19,7 @@ namespace {
 constexpr std::size_t kGuardBytes = 4096;
 constexpr std::size_t kSharedAlignment = 1024;
 constexpr unsigned char kPoison = 0xff;  // NaN in every float type, -1 in every integer
-constexpr unsigned char kGuard = 0xa5;
-constexpr uint64_t kMaxSpins = 1 << 20;
-constexpr int kNumBarriers = 16;
+constexpr unsigned char kGuard = 0xfe;   // -1.7e38, NaN as f16: who reads it will be noticed
 
 class Random {
  public:
@@ -43,10 +40,19 @@ struct Stop {};  // unwinds the fiber that found an error
 
 void run_lane();
 
+// The barrier of the block. The lanes of a warp come to it from one place; warps may come from several.
 struct Barrier {
-  int expected = 0;
-  int arrived = 0;
-  int num_true = 0;
+  explicit Barrier(uint32_t num_threads) : sites((num_threads + 31) / 32) {}
+  uint32_t arrived = 0;
+  bool is_any_true = false;
+  const char* what = nullptr;  // of those that came
+  std::vector<Site> sites;     // of each warp; line 0: none of its lanes has come
+  void reset() {
+    arrived = 0;
+    is_any_true = false;
+    what = nullptr;
+    std::ranges::fill(sites, Site{});
+  }
 };
 
 }  // namespace
@@ -54,7 +60,7 @@ struct Barrier {
 class Block {
  public:
   Block(const LaunchConfig& launch, const Options& opts, StackPool& stacks, const std::function<void()>& kernel)
-      : config(launch), options(opts), body(kernel), random_(opts.seed), lanes_(launch.block) {
+      : config(launch), options(opts), body(kernel), random_(opts.seed), lanes_(launch.block), barrier_(launch.block) {
     const auto bytes = static_cast<std::size_t>(launch.smem_bytes);
     memory_.resize(bytes + 2 * kGuardBytes + kSharedAlignment);
     const auto address = reinterpret_cast<uintptr_t>(memory_.data()) + kGuardBytes;
@@ -73,7 +79,7 @@ class Block {
     block_idx = index;
     std::memset(memory_.data(), kGuard, memory_.size());
     std::memset(shared, kPoison, static_cast<std::size_t>(config.smem_bytes));
-    barriers_.fill({});
+    barrier_.reset();
     num_done_ = 0;
     ready_.clear();
     for (uint32_t i = 0; i < config.block; ++i) {
@@ -83,7 +89,6 @@ class Block {
       lane.site = {};
       lane.copies.clear();
       lane.group = 0;
-      lane.spins = 0;
       prepare(lane.context, stack_tops_[lane.thread], run_lane);
       ready_.push_back(&lane);
     }
@@ -129,34 +134,33 @@ class Block {
   }
   Lane* find(uint32_t thread) { return thread < config.block ? &lanes_[thread] : nullptr; }
 
-  int arrive(Lane& lane, int id, int num_threads, bool predicate, bool waits) {
-    Barrier& barrier = barriers_[static_cast<std::size_t>(id)];
-    if (barrier.arrived == 0) {
-      barrier.expected = num_threads;
-      barrier.num_true = 0;
-    } else if (barrier.expected != num_threads) {
-      fail_kernel("barrier " + std::to_string(id) + " of " + std::to_string(barrier.expected) +
-                  " threads was joined for " + std::to_string(num_threads));
+  // Whether any thread brought true.
+  bool arrive(Lane& lane, bool predicate) {
+    if (barrier_.what == nullptr) barrier_.what = lane.what;
+    Site& site = barrier_.sites[lane.warp()];
+    if (site.line == 0) site = lane.site;
+    if (std::strcmp(barrier_.what, lane.what) != 0) {
+      fail_kernel(std::string("threads meet in ") + barrier_.what + " and in " + lane.what);
     }
-    ++barrier.arrived;
-    barrier.num_true += predicate ? 1 : 0;
-    if (barrier.arrived < barrier.expected) {
-      if (!waits) return 0;
-      int num_true = 0;
-      lane.out = &num_true;
-      lane.barrier_id = id;
+    if (!(site == lane.site))
+      fail_kernel(std::string(lane.what) + ": lanes of a warp come to it from different places");
+    ++barrier_.arrived;
+    barrier_.is_any_true = barrier_.is_any_true || predicate;
+    if (barrier_.arrived < config.block) {
+      bool is_any_true = false;
+      lane.out = &is_any_true;
       lane.state = LaneState::kAtBarrier;
       yield(lane);
-      return num_true;
+      return is_any_true;
     }
-    barrier.arrived = 0;
-    const int num_true = barrier.num_true;
+    const bool is_any_true = barrier_.is_any_true;
+    barrier_.reset();
     for (Lane& other : lanes_) {
-      if (other.state != LaneState::kAtBarrier || other.barrier_id != id) continue;
-      *static_cast<int*>(other.out) = num_true;
+      if (other.state != LaneState::kAtBarrier) continue;
+      *static_cast<bool*>(other.out) = is_any_true;
       wake(other);
     }
-    return num_true;
+    return is_any_true;
   }
 
   // With random turns the last one to come does not always go on first.
@@ -229,7 +233,7 @@ class Block {
             place();
             break;
           case LaneState::kAtBarrier:
-            line << "waits in " << lane.what << " (barrier " << lane.barrier_id << ") at ";
+            line << "waits in " << lane.what << " at ";
             place();
             break;
         }
@@ -250,7 +254,7 @@ class Block {
   std::vector<std::byte> memory_;
   std::vector<Lane*> ready_;
   std::size_t head_ = 0;
-  std::array<Barrier, kNumBarriers> barriers_{};
+  Barrier barrier_;
   uint32_t num_done_ = 0;
   std::string error_;
 };
@@ -295,7 +299,7 @@ void fail_kernel(const std::string& message) {
   throw Stop{};
 }
 
-bool arrive_warp(const char* what, uint32_t mask, const void* in, void* out, Site site) {
+bool arrive_warp(const char* what, uint32_t mask, const void* in, void* out, Site site, From from) {
   Lane& lane = *current;
   Block& block = *lane.block;
   lane.what = what;
@@ -313,6 +317,9 @@ bool arrive_warp(const char* what, uint32_t mask, const void* in, void* out, Sit
     if (other.state != LaneState::kInWarpCollective) return;
     if (other.mask != mask || std::strcmp(other.what, what) != 0) {
       fail_kernel(std::string(what) + ": lanes of one mask meet in different collectives");
+    }
+    if (from == From::kOnePlace && !(other.site == site)) {
+      fail_kernel(std::string(what) + ": lanes of a warp come to it from different places");
     }
     present |= 1u << other.lane;
   });
@@ -333,27 +340,13 @@ void release_warp(uint32_t mask) {
 
 Lane& peer(uint32_t lane) { return *current->block->find((current->thread & ~31u) + lane); }
 
-int arrive_barrier(const char* what, int id, int num_threads, bool predicate, bool waits, Site site) {
+bool arrive_barrier(const char* what, bool predicate, Site site) {
   Lane& lane = *current;
   lane.what = what;
   lane.site = site;
-  if (id < 0 || id >= kNumBarriers) fail_kernel(std::string(what) + ": no barrier " + std::to_string(id));
-  const int block = static_cast<int>(lane.block->config.block);
-  if (num_threads > block || (num_threads != 0 && num_threads % 32 != 0)) {
-    fail_kernel(std::string(what) + ": " + std::to_string(num_threads) + " threads are not whole warps of the block");
-  }
-  const int num_true = lane.block->arrive(lane, id, num_threads == 0 ? block : num_threads, predicate, waits);
+  const bool is_any_true = lane.block->arrive(lane, predicate);
   lane.block->maybe_preempt(lane);
-  return num_true;
-}
-
-void yield_spinning(Site site) {
-  Lane& lane = *current;
-  lane.what = "spin";
-  lane.site = site;
-  if (++lane.spins > kMaxSpins) fail_kernel("a spin loop does not end (blocks run one after another)");
-  lane.block->wake(lane);
-  lane.block->yield(lane);
+  return is_any_true;
 }
 
 Dim3 block_idx() { return current->block->block_idx; }

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@ class Block;
 struct Site {
   const char* file = "";
   int line = 0;
+  bool operator==(const Site& other) const { return line == other.line && std::strcmp(file, other.file) == 0; }
 };
 
 struct PendingCopy {
@@ -44,11 +46,9 @@ struct Lane {
   // The collective in which it waits, or the last one it passed.
   const char* what = "start";
   Site site;
-  uint32_t mask = 0;   // of a warp collective
-  int barrier_id = 0;  // of a block barrier
+  uint32_t mask = 0;  // of a warp collective
   const void* in = nullptr;
   void* out = nullptr;
-  uint64_t spins = 0;
   // Asynchronous copies that were issued and not done, oldest first, and how many groups were committed.
   std::vector<PendingCopy> copies;
   uint32_t group = 0;
@@ -66,16 +66,16 @@ void run_grid(const LaunchConfig& config, const Options& options, StackPool& sta
 
 // Ends the launch with this message, followed by where every lane of the block stands.
 [[noreturn]] void fail_kernel(const std::string& message);
+// Where the lanes of a collective may come from: those that PTX calls .aligned want all at the same instruction.
+enum class From : uint8_t { kAnywhere, kOnePlace };
 // Joins the collective `what` of the lanes in `mask`. True: this lane came last and must combine, then release_warp();
 // false: it was combined meanwhile.
-bool arrive_warp(const char* what, uint32_t mask, const void* in, void* out, Site site);
+bool arrive_warp(const char* what, uint32_t mask, const void* in, void* out, Site site, From from);
 void release_warp(uint32_t mask);
 Lane& peer(uint32_t lane);  // of the same warp
 
-// Barrier `id` of `num_threads` (0: the whole block). Returns the number of threads that brought true.
-int arrive_barrier(const char* what, int id, int num_threads, bool predicate, bool waits, Site site);
-// Lets others run.
-void yield_spinning(Site site);
+// The barrier of the whole block. Whether any thread brought true.
+bool arrive_barrier(const char* what, bool predicate, Site site);
 
 Dim3 block_idx();
 Dim3 block_dim();

@@ -16,7 +16,8 @@ void load_matrices(uint32_t (&d)[Num], uint32_t row_address, Site site) {
   // Lanes beyond the rows of the matrices bring addresses that are not used.
   const void* row = lane_id() < 8 * Num ? shared_pointer(row_address, 16, site) : nullptr;
   const Registers out = warp_collective<const void*, Registers>(
-      Trans ? "ldmatrix_trans" : "ldmatrix", kFullMask, row, site, [](const auto& rows, const auto& outs) {
+      Trans ? "ldmatrix_trans" : "ldmatrix", kFullMask, row, site,
+      [](const auto& rows, const auto& outs) {
         const auto element = [&](std::size_t matrix, std::size_t r, std::size_t c) {
           uint16_t x = 0;
           std::memcpy(&x, static_cast<const std::byte*>(*rows[8 * matrix + r]) + 2 * c, 2);
@@ -30,7 +31,8 @@ void load_matrices(uint32_t (&d)[Num], uint32_t row_address, Site site) {
                                      : pair(element(m, g, 2 * t), element(m, g, 2 * t + 1));
           }
         }
-      });
+      },
+      From::kOnePlace);
   for (std::size_t m = 0; m < Num; ++m) d[m] = out[m];
 }
 
@@ -48,8 +50,9 @@ void mma(const char* what, C (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
   constexpr std::size_t kPer = K / 8;  // elements of a register
   using Element = decltype(unpack_a(0u, std::size_t{0}));
   const MmaIn<C> in{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {d[0], d[1], d[2], d[3]}};
-  const auto out =
-      warp_collective<MmaIn<C>, std::array<C, 4>>(what, kFullMask, in, site, [&](const auto& ins, const auto& outs) {
+  const auto out = warp_collective<MmaIn<C>, std::array<C, 4>>(
+      what, kFullMask, in, site,
+      [&](const auto& ins, const auto& outs) {
         Element am[16][K];
         Element bm[8][K];
         for (std::size_t lane = 0; lane < 32; ++lane) {
@@ -75,7 +78,8 @@ void mma(const char* what, C (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
             (*outs[lane])[i] = static_cast<C>(sum);
           }
         }
-      });
+      },
+      From::kOnePlace);
   for (std::size_t i = 0; i < 4; ++i) d[i] = out[i];
 }
 
@@ -100,7 +104,8 @@ void ldmatrix_trans(uint32_t (&d)[Num], uint32_t row_address, simt::Site site = 
 }
 inline uint32_t movmatrix_trans(uint32_t x, simt::Site site = simt::here()) {
   return simt::warp_collective<uint32_t, uint32_t>(
-      "movmatrix_trans", kFullMask, x, site, [](const auto& in, const auto& out) {
+      "movmatrix_trans", kFullMask, x, site,
+      [](const auto& in, const auto& out) {
         const auto element = [&](std::size_t row, std::size_t column) {
           return simt::half_of(*in[4 * row + column / 2], static_cast<int>(column % 2));
         };
@@ -109,7 +114,8 @@ inline uint32_t movmatrix_trans(uint32_t x, simt::Site site = simt::here()) {
           const std::size_t t = lane % 4;
           *out[lane] = simt::pair(element(2 * t, g), element(2 * t + 1, g));
         }
-      });
+      },
+      simt::From::kOnePlace);
 }
 
 // Sums in double, rounded to float once: the hardware's own order and truncation are not modelled.
@@ -118,9 +124,6 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }
 inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simt::Site site = simt::here()) {
   simt::mma<16, float, double>("mma_f16", d, a, b, site, simt::half_value<f16>, simt::half_value<f16>);
-}
-inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simt::Site site = simt::here()) {
-  simt::mma<32, int32_t, uint32_t>("mma_s8", d, a, b, site, simt::byte_value<int8_t>, simt::byte_value<int8_t>);
 }
 inline void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simt::Site site = simt::here()) {
   simt::mma<32, int32_t, uint32_t>("mma_u8s8", d, a, b, site, simt::byte_value<uint8_t>, simt::byte_value<int8_t>);

@@ -62,34 +62,13 @@ inline uint32_t atomic_add(uint32_t* p, uint32_t x) {
 inline uint64_t atomic_add(uint64_t* p, uint64_t x) {
   return simt::update(p, [x](uint64_t y) { return y + x; });
 }
-inline int32_t atomic_min(int32_t* p, int32_t x) {
-  return simt::update(p, [x](int32_t y) { return y < x ? y : x; });
-}
-inline int32_t atomic_max(int32_t* p, int32_t x) {
-  return simt::update(p, [x](int32_t y) { return y > x ? y : x; });
-}
-inline uint32_t atomic_min(uint32_t* p, uint32_t x) {
-  return simt::update(p, [x](uint32_t y) { return y < x ? y : x; });
-}
-inline uint32_t atomic_max(uint32_t* p, uint32_t x) {
-  return simt::update(p, [x](uint32_t y) { return y > x ? y : x; });
-}
 inline uint64_t atomic_max(uint64_t* p, uint64_t x) {
   return simt::update(p, [x](uint64_t y) { return y > x ? y : x; });
 }
 inline uint32_t atomic_or(uint32_t* p, uint32_t x) {
   return simt::update(p, [x](uint32_t y) { return y | x; });
 }
-inline uint32_t atomic_exch(uint32_t* p, uint32_t x) {
-  return simt::update(p, [x](uint32_t) { return x; });
-}
-inline uint32_t atomic_cas(uint32_t* p, uint32_t expected, uint32_t x) {
-  return simt::update(p, [=](uint32_t y) { return y == expected ? x : y; });
-}
 
 inline void fence_device() {}
-inline uint32_t load_acquire(const uint32_t* p) { return *p; }
-inline void store_release(uint32_t* p, uint32_t x) { *p = x; }
-inline void spin(simt::Site site = simt::here()) { simt::yield_spinning(site); }
 
 }  // namespace fl

@@ -82,12 +82,9 @@ inline Vec<float, 2> unpack_f16x2(uint32_t x) {
   return {{to_float(f16{simt::half_of(x, 0)}), to_float(f16{simt::half_of(x, 1)})}};
 }
 
-inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) { return simt::fma_x2<f16>(a, b, c); }
-inline uint32_t add_f16x2(uint32_t a, uint32_t b) { return simt::fma_x2<f16>(a, 0x3c003c00u, b); }
 inline uint32_t sub_f16x2(uint32_t a, uint32_t b) { return simt::fma_x2<f16>(b, 0xbc00bc00u, a); }
 inline uint32_t mul_f16x2(uint32_t a, uint32_t b) { return simt::fma_x2<f16>(a, b, 0x80008000u); }
 inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) { return simt::fma_x2<bf16>(a, b, c); }
-inline uint32_t add_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(a, 0x3f803f80u, b); }
 inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(b, 0xbf80bf80u, a); }
 inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return simt::fma_x2<bf16>(a, b, 0x80008000u); }
 
@@ -121,33 +118,8 @@ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
   }
   return y;
 }
-template <uint8_t Lut>
-inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t y = 0;
-  for (uint32_t i = 0; i < 8; ++i) {
-    if ((Lut >> i & 1u) == 0) continue;
-    y |= ((i & 4u) != 0 ? a : ~a) & ((i & 2u) != 0 ? b : ~b) & ((i & 1u) != 0 ? c : ~c);
-  }
-  return y;
-}
-inline uint32_t funnel_shift_left(uint32_t low, uint32_t high, uint32_t shift) {
-  return static_cast<uint32_t>(((static_cast<uint64_t>(high) << 32 | low) << (shift & 31u)) >> 32);
-}
-inline uint32_t funnel_shift_right(uint32_t low, uint32_t high, uint32_t shift) {
-  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31u));
-}
 inline int popc(uint32_t x) { return std::popcount(x); }
-inline int clz(uint32_t x) { return std::countl_zero(x); }
 inline int ffs(uint32_t x) { return x == 0 ? 0 : 1 + std::countr_zero(x); }
-inline uint32_t mul_hi(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }
-inline int32_t dp4a(int32_t a, int32_t b, int32_t c) {
-  auto sum = static_cast<uint32_t>(c);
-  for (int i = 0; i < 4; ++i) {
-    const auto byte_of = [i](int32_t x) { return static_cast<int8_t>(static_cast<uint32_t>(x) >> (8 * i)); };
-    sum += static_cast<uint32_t>(byte_of(a) * byte_of(b));
-  }
-  return static_cast<int32_t>(sum);
-}
 
 inline Vec<double, 2> sin_cos_pi(double x) {
   const double angle = (x - 2.0 * std::rint(x / 2.0)) * 3.14159265358979323846;
@@ -156,9 +128,6 @@ inline Vec<double, 2> sin_cos_pi(double x) {
 
 // Rounded correctly, where the hardware has an error of some units in the last place.
 inline float ex2(float x) { return static_cast<float>(std::exp2(static_cast<double>(x))); }
-inline float lg2(float x) { return static_cast<float>(std::log2(static_cast<double>(x))); }
-inline float rsqrt(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
 inline float rcp(float x) { return static_cast<float>(1.0 / static_cast<double>(x)); }
-inline float tanh_approx(float x) { return static_cast<float>(std::tanh(static_cast<double>(x))); }
 
 }  // namespace fl

@@ -12,9 +12,10 @@ namespace simt {
 
 // The lanes of `mask` meet; the last one runs combine(in, out) for all, with pointers that are null outside the mask.
 template <class In, class Out, class Combine>
-Out warp_collective(const char* what, uint32_t mask, const In& in, Site site, Combine combine) {
+Out warp_collective(const char* what, uint32_t mask, const In& in, Site site, Combine combine,
+                    From from = From::kAnywhere) {
   Out out{};
-  if (!arrive_warp(what, mask, &in, &out, site)) return out;
+  if (!arrive_warp(what, mask, &in, &out, site, from)) return out;
   std::array<const In*, 32> ins{};
   std::array<Out*, 32> outs{};
   for (uint32_t lane = 0; lane < 32; ++lane) {
@@ -64,8 +65,8 @@ template <class In, class Out, class F>
 Out reduce(const char* what, uint32_t mask, In x, Site site, Out start, F f) {
   return warp_collective<In, Out>(what, mask, x, site, [&](const auto& in, const auto& out) {
     Out result = start;
-    for (std::size_t lane = 0; lane < 32; ++lane) {
-      if (in[lane] != nullptr) result = f(result, *in[lane], static_cast<uint32_t>(lane));
+    for (const In* i : in) {
+      if (i != nullptr) result = f(result, *i);
     }
     for (Out* o : out) {
       if (o != nullptr) *o = result;
@@ -92,13 +93,6 @@ T shfl_up(uint32_t mask, T x, uint32_t delta, int width = 32, simt::Site site = 
       simt::shuffle("shfl_up", mask, simt::widen(x), from < (own & ~(width - 1)) ? own : from, site));
 }
 template <class T>
-T shfl_down(uint32_t mask, T x, uint32_t delta, int width = 32, simt::Site site = simt::here()) {
-  const int own = static_cast<int>(lane_id());
-  const int from = own + static_cast<int>(delta);
-  return simt::unwiden<T>(
-      simt::shuffle("shfl_down", mask, simt::widen(x), from > (own | (width - 1)) ? own : from, site));
-}
-template <class T>
 T shfl_xor(uint32_t mask, T x, int lane_mask, int width = 32, simt::Site site = simt::here()) {
   const int own = static_cast<int>(lane_id());
   const int from = own ^ lane_mask;
@@ -106,15 +100,11 @@ T shfl_xor(uint32_t mask, T x, int lane_mask, int width = 32, simt::Site site = 
       simt::shuffle("shfl_xor", mask, simt::widen(x), from > (own | (width - 1)) ? own : from, site));
 }
 
-inline uint32_t ballot(uint32_t mask, bool predicate, simt::Site site = simt::here()) {
-  return simt::reduce("ballot", mask, predicate, site, 0u,
-                      [](uint32_t all, bool x, uint32_t lane) { return all | (x ? 1u << lane : 0u); });
-}
 inline bool any(uint32_t mask, bool predicate, simt::Site site = simt::here()) {
-  return simt::reduce("any", mask, predicate, site, false, [](bool all, bool x, uint32_t) { return all || x; });
+  return simt::reduce("any", mask, predicate, site, false, [](bool all, bool x) { return all || x; });
 }
 inline bool all(uint32_t mask, bool predicate, simt::Site site = simt::here()) {
-  return simt::reduce("all", mask, predicate, site, true, [](bool all, bool x, uint32_t) { return all && x; });
+  return simt::reduce("all", mask, predicate, site, true, [](bool all, bool x) { return all && x; });
 }
 inline uint32_t match_any(uint32_t mask, uint32_t x, simt::Site site = simt::here()) {
   return simt::warp_collective<uint32_t, uint32_t>("match_any", mask, x, site, [](const auto& in, const auto& out) {
@@ -131,23 +121,7 @@ template <class T>
 T reduce_add(uint32_t mask, T x, simt::Site site = simt::here()) {
   static_assert(std::is_same_v<T, uint32_t> || std::is_same_v<T, int32_t>);
   return static_cast<T>(simt::reduce("reduce_add", mask, static_cast<uint32_t>(x), site, 0u,
-                                     [](uint32_t sum, uint32_t y, uint32_t) { return sum + y; }));
-}
-template <class T>
-T reduce_min(uint32_t mask, T x, simt::Site site = simt::here()) {
-  static_assert(std::is_same_v<T, uint32_t> || std::is_same_v<T, int32_t>);
-  return simt::reduce("reduce_min", mask, x, site, x, [](T least, T y, uint32_t) { return std::min(least, y); });
-}
-template <class T>
-T reduce_max(uint32_t mask, T x, simt::Site site = simt::here()) {
-  static_assert(std::is_same_v<T, uint32_t> || std::is_same_v<T, int32_t>);
-  return simt::reduce("reduce_max", mask, x, site, x, [](T most, T y, uint32_t) { return std::max(most, y); });
-}
-inline uint32_t reduce_or(uint32_t mask, uint32_t x, simt::Site site = simt::here()) {
-  return simt::reduce("reduce_or", mask, x, site, 0u, [](uint32_t all, uint32_t y, uint32_t) { return all | y; });
-}
-inline uint32_t reduce_and(uint32_t mask, uint32_t x, simt::Site site = simt::here()) {
-  return simt::reduce("reduce_and", mask, x, site, ~0u, [](uint32_t all, uint32_t y, uint32_t) { return all & y; });
+                                     [](uint32_t sum, uint32_t y) { return sum + y; }));
 }
 
 }  // namespace fl
