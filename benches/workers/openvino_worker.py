@@ -19,7 +19,7 @@ class OpenVino:
         scheduler.enable_prefix_caching = False
         properties = {"INFERENCE_NUM_THREADS": options["threads"]}
         tokenizer = genai.Tokenizer(folder)
-        self._pipeline = genai.ContinuousBatchingPipeline(folder, tokenizer, scheduler, "CPU", properties)
+        self._pipeline = genai.ContinuousBatchingPipeline(folder, tokenizer, scheduler, "CPU", **properties)
         self.settings = f"{folder.rsplit('/', 1)[-1]}, {options['threads']} threads"
 
     def generate(self, prompts, count):
