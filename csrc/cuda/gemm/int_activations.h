@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/fl/host.h"
-#include "cuda/fl/types.h"
 #include "cuda/gemm/weight_tiles.h"
 
 namespace fastllm::cuda {
