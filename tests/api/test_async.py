@@ -354,7 +354,7 @@ def test_closing_reaches_consumers_while_older_results_are_handed_over(monkeypat
 
 
 def test_after_results_were_lost_later_requests_are_served(engine, expected, monkeypatch):
-    poll, failures = _core.Channel.poll, [OutOfMemoryError("memory ran out while results were stored")]
+    poll, failures = _core.Channel.poll, []
 
     def lossy(self, timeout_s):
         if failures:
@@ -364,8 +364,12 @@ def test_after_results_were_lost_later_requests_are_served(engine, expected, mon
     async def main():
         assert await collect(engine, 0) == expected[0]
         monkeypatch.setattr(_core.Channel, "poll", lossy)
+        task = asyncio.create_task(collect(engine, 1, LONG))
+        while engine.info()["engine"]["num_running"] < 1:  # a failure before it is there would not be its own
+            await asyncio.sleep(0.001)
+        failures.append(OutOfMemoryError("memory ran out while results were stored"))
         with pytest.raises(OutOfMemoryError):
-            await asyncio.wait_for(collect(engine, 1), 5)
+            await asyncio.wait_for(task, 5)
         assert not failures
         assert await asyncio.wait_for(collect(engine, 2), 5) == expected[2]
         await until_idle(engine)
