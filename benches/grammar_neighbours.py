@@ -17,7 +17,10 @@ import asyncio
 import json
 import random
 import statistics
+import tempfile
 from typing import Any
+
+from shapes import missing_tokenizer
 
 from fastllm.bench_serve.client import Target, drive
 from fastllm.bench_serve.report import percentile
@@ -71,6 +74,9 @@ def main() -> None:
     length = args.prompt_tokens + round(1.25 * args.max_tokens) + 1
     options = [f"--max-model-len={length}", f"--max-num-seqs={args.plain + args.others}", "--no-enable-prefix-caching"]
     seen: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    scratch = tempfile.TemporaryDirectory()
+    if (tokenizer := missing_tokenizer(args.model, scratch.name)) is not None:
+        options.append(f"--tokenizer={tokenizer}")
     with started_server([*([args.model] if args.model else []), *options]) as url:
         target = Target(url)
         for i in range(args.rounds + 1):  # the first is not counted: the grammar is compiled in it

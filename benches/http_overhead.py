@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from shapes import write_tokenizer
+from shapes import missing_tokenizer
 
 from fastllm import LLM, SamplingParams
 from fastllm.bench_serve.client import Target, drive
@@ -76,11 +76,9 @@ def main() -> None:
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens, ignore_eos=True)
     num_tokens = args.streams * args.max_tokens
     scratch = tempfile.TemporaryDirectory()
-    if args.model and not (Path(args.model) / "tokenizer.json").exists():
-        vocab_size = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
-        write_tokenizer(Path(scratch.name), vocab_size)
-        engine["tokenizer"] = scratch.name
-        options.append(f"--tokenizer={scratch.name}")
+    if (tokenizer := missing_tokenizer(args.model, scratch.name)) is not None:
+        engine["tokenizer"] = tokenizer
+        options.append(f"--tokenizer={tokenizer}")
     server, url = start_server(args.model, [*options, "--disable-log-requests"])
     rates: dict[str, list[float]] = {"server": [], "generate": []}
     cpu_us: dict[str, list[float]] = {"server_python": [], "client": [], "generate_python": []}

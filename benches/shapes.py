@@ -154,6 +154,14 @@ def write_tokenizer(folder: Path, vocab_size: int, seed: int = 0) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def missing_tokenizer(model: str | None, folder: str) -> str | None:
+    """`folder` with a tokenizer of the size of the model's vocabulary, if the model has none of its own."""
+    if model is None or (Path(model) / "tokenizer.json").exists():
+        return None
+    write_tokenizer(Path(folder), json.loads((Path(model) / "config.json").read_text())["vocab_size"])
+    return folder
+
+
 def _bfloat16(rng: np.random.Generator, dims: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint16]]:
     if len(dims) == 1:
         values = np.ones(dims, np.float32)
