@@ -10,8 +10,9 @@ import random
 import time
 
 import pytest
+from sizes import size
 
-BODIES = int(os.environ.get("FASTLLM_FUZZ_BODIES", "10000"))
+BODIES = size(10_000, 100_000)
 SEED = int(os.environ.get("FASTLLM_FUZZ_SEED", "20261124"))
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
          "/tokenize", "/detokenize")  # fmt: skip

@@ -11,10 +11,11 @@ import threading
 
 import pytest
 from serving import Serving, wait_for
+from sizes import size
 
 from fastllm.server.config import ServerConfig
 
-SEED, CLIENTS = 20261128, 300
+SEED, CLIENTS = 20261128, size(300, 1000)
 BODIES = [
     {"prompt": "The os module", "max_tokens": 400, "ignore_eos": True},
     {"prompt": ["a", "b"], "n": 3, "max_tokens": 400, "ignore_eos": True},
