@@ -14,6 +14,7 @@ rounds. --quick takes a small shape and short cases: whether everything works, i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -92,7 +93,8 @@ class Variant:
             return
         if self.problem is None:
             self.report.update(self.ask({"op": "exit"}))
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended as it was asked to
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
 
