@@ -27,6 +27,8 @@ class OpenVino:
         config.max_new_tokens = count
         config.min_new_tokens = count
         config.ignore_eos = True
+        config.eos_token_id = 0  # the made-up tokenizer names none, which is refused
+        config.stop_token_ids = {0}
         config.do_sample = False
         inputs = [ov.Tensor(np.asarray([prompt], np.int64)) for prompt in prompts]
         self._pipeline.generate(inputs, [config] * len(inputs))
