@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 from protocol import serve, take_stdout
 
@@ -26,6 +27,8 @@ class FastLLM:
             **options,
         )
         info = self._llm.info()
+        if "packed_cache" in options:  # where it lies is this machine's business
+            options = {**options, "packed_cache": Path(options["packed_cache"]).name}
         self.settings = f"{info['backend']}, {info['dtype']}, KV {info['kv_cache_dtype']}, {options}"
 
     def generate(self, prompts, count):

@@ -175,6 +175,20 @@ def test_sequences_that_share_pages_have_the_bits_of_each_alone(device, dtype):
     assert_same_bits(attend(list(mixed)), alone[mixed])
 
 
+def values_as_held(kv, values):
+    """What a cache gives back of V: 40 sequences of one token each, which attend to that token alone."""
+    slots = np.arange(40, dtype=np.int64) * kv.page_size
+    oracle.store(kv, np.zeros_like(values), values, slots)
+    return ops.paged_attention(
+        np.zeros_like(values),
+        kv,
+        query_start=np.arange(41, dtype=np.int32),
+        context_len=np.ones(40, np.int32),
+        block_table=np.arange(40, dtype=np.int32)[:, None],
+        scale=1.0,
+    )
+
+
 def test_int8_pages_hold_each_number_to_half_a_step(device):
     """|x - x'| <= scale / 2, where the scale is the largest of its numbers over 127, rounded to bfloat16."""
     rng = np.random.default_rng(26)
@@ -182,16 +196,7 @@ def test_int8_pages_hold_each_number_to_half_a_step(device):
     values[3] = 0
     values[5, 0, :2] = [1e-41, -2e-41]  # subnormal
     kv = ops.KvCache(40, 2, 80, dtype="int8", device=device)
-    slots = np.arange(40, dtype=np.int64) * kv.page_size
-    oracle.store(kv, np.zeros_like(values), values, slots)
-    got = ops.paged_attention(
-        np.zeros((40, 2, 80), np.float32),
-        kv,
-        query_start=np.arange(41, dtype=np.int32),
-        context_len=np.ones(40, np.int32),
-        block_table=np.arange(40, dtype=np.int32)[:, None],
-        scale=1.0,
-    )
+    got = values_as_held(kv, values)
     half_step = np.abs(values).max(-1, keepdims=True).astype(np.float64) / 254
     assert (np.abs(got - values.astype(np.float64)) <= half_step * (1 + 2.0**-7) + 1e-30).all()
 
@@ -245,16 +250,7 @@ def test_fp8_pages_hold_each_number_to_a_sixteenth(name):
     values[3] = 0
     values[4, :, 7] *= 300
     kv = ops.KvCache(40, 2, 80, dtype="fp8", device=name)
-    slots = np.arange(40, dtype=np.int64) * kv.page_size
-    oracle.store(kv, np.zeros_like(values), values, slots)
-    got = ops.paged_attention(
-        np.zeros((40, 2, 80), np.float32),
-        kv,
-        query_start=np.arange(41, dtype=np.int32),
-        context_len=np.ones(40, np.int32),
-        block_table=np.arange(40, dtype=np.int32)[:, None],
-        scale=1.0,
-    )
+    got = values_as_held(kv, values)
     scale = np.abs(values).max(-1, keepdims=True).astype(np.float64) / 448 * (1 + 2.0**-8)
     bound = np.maximum(np.abs(values) * (2.0**-4 + 2.0**-8), scale * 2.0**-10) + 1e-30
     assert (np.abs(got - values.astype(np.float64)) <= bound).all()
