@@ -96,9 +96,10 @@ bool EngineCore::step() {
   flush();
   if (has_run) {
     read_expert_totals();
-    stats_.hand_over_s += monotonic_s() - charged_until_s_;
+    handed_over_until_s_ = monotonic_s();
+    stats_.hand_over_s += handed_over_until_s_ - charged_until_s_;
   }
-  if (!has_run || !scheduler_.has_work()) charged_until_s_ = 0.0;
+  if (!has_run || !scheduler_.has_work()) charged_until_s_ = handed_over_until_s_ = 0.0;
   return has_run;
 }
 
@@ -115,7 +116,8 @@ void EngineCore::read_expert_totals() noexcept {
 }
 
 bool EngineCore::run_step() {
-  const double begin = monotonic_s();
+  // What a part takes begins where the one before ended: no time is lost between them.
+  const double begin = handed_over_until_s_ > 0.0 ? handed_over_until_s_ : monotonic_s();
   double charged_until = charged_until_s_ > 0.0 ? charged_until_s_ : begin;
   const StepPlan& plan = scheduler_.schedule();
   is_blocked_ = plan.items.empty();

@@ -89,7 +89,8 @@ class EngineCore {
   std::vector<ScheduledTokens> step_items_;  // of the running step; outlives the plan
   Step* step_ = nullptr;
   int64_t num_unscheduled_ = 0;
-  double charged_until_s_ = 0.0;  // 0: the engine was idle
+  double charged_until_s_ = 0.0;      // when the last step's execution ended; 0: the engine was idle
+  double handed_over_until_s_ = 0.0;  // when its outputs were handed over; 0: the engine was idle
   double expert_totals_s_ = 0.0;
   EngineStats stats_;
 };

@@ -47,19 +47,20 @@ def test_seconds_of_all_requests_add_up_to_the_wall_time(n, kv_cache_tokens):
     # All arrive in one call and the engine never idles: from the first step to the last token is the wall time.
     # All parts of all steps, but the hand-over of the last one, which is nobody's and may take long on a busy machine.
     parts = stats["schedule_s"] + stats["forward_s"] + stats["sample_s"]
-    assert parts <= charged * 1.001 and charged <= (parts + stats["hand_over_s"]) * 1.001
+    assert parts <= charged + 1e-6 and charged <= parts + stats["hand_over_s"] + 1e-6
     assert all(output.metrics.device_s > 0 and output.metrics.kv_page_s > 0 for output in outputs)
     longest = max(output.metrics.total_s - output.metrics.queued_s for output in outputs)
-    assert charged >= 0.99 * longest
+    assert charged + stats["hand_over_s"] >= longest
 
 
 def test_one_request_pays_for_all_of_its_time():
     with LLM(max_model_len=512, kv_cache_tokens=1024) as llm:
         (output,) = llm.generate("The os module", SamplingParams(max_tokens=400, ignore_eos=True))
-        pages = idle_stats(llm)["kv_page_s"]
+        stats = idle_stats(llm)
+    # From when it was scheduled to its last token: all but a part of one step's scheduling and of one hand-over.
     wall = output.metrics.total_s - output.metrics.queued_s
-    assert output.metrics.device_s == pytest.approx(wall, rel=0.01)
-    assert output.metrics.kv_page_s == pytest.approx(pages)
+    assert wall - stats["hand_over_s"] <= output.metrics.device_s <= wall + stats["schedule_s"]
+    assert output.metrics.kv_page_s == pytest.approx(stats["kv_page_s"])
 
 
 def test_usage_has_the_cost_where_asked(server):
