@@ -39,11 +39,12 @@ def plan_modules(source: ModelSource, settings: Settings, max_ram: int) -> dict[
     """Schemes by module; None: it stays in float. Everything that can be known before the first layer is read.
 
     Raises:
-        InvalidRequestError: the format cannot hold a module, or nothing is left to quantize.
+        InvalidRequestError: an override matches no module, the format cannot hold one, or nothing is left to quantize.
         OutOfMemoryError: `max_ram` does not hold what one matrix needs.
     """
     modules = [*(module for modules in source.modules.values() for module in modules), head_of(source)]
     schemes = {module.name: settings.scheme_of(module.name) for module in modules}
+    settings.check_overrides(schemes)
     quantized = [module for module in modules if schemes[module.name] is not None]
     if not quantized:
         raise InvalidRequestError("the overrides leave no module to quantize")
