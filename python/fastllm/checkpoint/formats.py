@@ -127,11 +127,15 @@ class WeightFormats:
         """The activation modes of the integer matrices; "none" without any."""
         return ", ".join(sorted({self.modes.of(slot) for slot, f in self.packed.items() if not f.is_fp8})) or "none"
 
+    def mode_of(self, slot: str) -> str:
+        """The activation mode of a packed matrix. fp8 has one."""
+        return "bf16" if self.packed[slot].is_fp8 else self.modes.of(slot)
+
     def native(self) -> dict[str, Any]:
         return {
             slot: _core.MatrixFormat(
                 format=f.kind, group=f.group, scale_dtype=f.scale_dtype, has_zeros=f.has_zeros,
-                act="bf16" if f.is_fp8 else self.modes.of(slot),
+                act=self.mode_of(slot),
             )
             for slot, f in self.packed.items()
         }  # fmt: skip
