@@ -331,7 +331,7 @@ int64_t gemm_tickets(int64_t max_tiles) {
 
 void gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspace) {
   if (call.num_rows == 0) return;
-  if (call.x_groups != nullptr) return gemm_int(stream, call);
+  if (call.x_groups != nullptr) return gemm_codes(stream, call);
   switch (call.weight.format) {
     case WeightFormat::kF32:
       return gemm_f32(stream, call);
