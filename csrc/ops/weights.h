@@ -54,9 +54,10 @@ constexpr const char* name_of(WeightFormat f) {
 
 // How activations meet weights with codes. Part of the weight, so that it can never depend on the batch.
 //
-// kA8, kA8R and kA15 are for integer weights and kE4M3 for fp8; the others for both. The four quantize the activations of each row in groups: the weight's own, or 64 columns where a whole row
-// shares one scale. Every step is one float32 operation, rounded to nearest even; rne() rounds to an integer likewise.
-// For the columns x of one row and group (at most `group` many: the last group may be shorter):
+// kA8, kA8R and kA15 are for integer weights and kE4M3 for fp8; the others for both. The four quantize the activations
+// of each row in groups: the weight's own, or 64 columns where a whole row shares one scale. Every step is one float32
+// operation, rounded to nearest even; rne() rounds to an integer likewise. For the columns x of one row and group (at
+// most `group` many: the last group may be shorter):
 //   amax = max(max |x|, 2^-96)                 the floor keeps every quotient below finite and normal
 //   kA8:   s = amax / 127,    a = rne(x * (127 / amax))
 //   kA8R:  as kA8, and in groups with an outlier a second byte for what is left: r = rne(fma(-s, a, x) * (254 / s)),

@@ -144,8 +144,7 @@ float e4m3_dot(const IntMatrix& m, const WeightDesc& desc, int64_t n, const std:
     for (int64_t k = g * group; k < std::min(desc.k, (g + 1) * group); ++k) {
       dot += code_value(m, desc, n, k) * q.value[static_cast<std::size_t>(k - g * group)];
     }
-    acc = desc.group == 0 ? std::fma(dot, q.scale, acc)
-                          : std::fma(dot * q.scale, m.scales[n * desc.groups() + g], acc);
+    acc = desc.group == 0 ? std::fma(dot, q.scale, acc) : std::fma(dot * q.scale, m.scales[n * desc.groups() + g], acc);
   }
   return desc.group == 0 ? acc * m.scales[n] : acc;
 }

@@ -131,8 +131,8 @@ class PackedWeight:
 
         act: how activations meet the integers: "a8" (one signed byte each, a scale per row and group), "a8r" (and a
         second byte in groups with an outlier), "a15" (two bytes), "bf16", "f32". The first three give the same bits on
-        every level, backend and number of threads. "fp8" (one e4m3 each) is for fp8. scale_dtype: "float16" (default) or "bfloat16" with groups,
-        "float32" for whole rows.
+        every level, backend and number of threads. For format "fp8" also "fp8" (one e4m3 each, a scale per row and
+        group). scale_dtype: "float16" (default) or "bfloat16" with groups, "float32" for whole rows.
         """
         self = cls.__new__(cls)
         self.device = _device(device)

@@ -1,6 +1,6 @@
-// mma_e4m3 where the chip has none: e4m3 become halves, exactly, for two products of 16 columns. Bytes 0, 1 and 2, 3 of a
-// register are columns 2t, 2t + 1 and 2t + 8, 2t + 9 of a product, in A and B alike. The same numbers but for the order
-// and the rounding of the sum.
+// mma_e4m3 where the chip has none: e4m3 become halves, exactly, for two products of 16 columns. Bytes 0, 1 and 2, 3 of
+// a register are columns 2t, 2t + 1 and 2t + 8, 2t + 9 of a product, in A and B alike. The same numbers but for the
+// order and the rounding of the sum.
 #pragma once
 
 #if defined(FL_SIMT)

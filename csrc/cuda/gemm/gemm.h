@@ -52,7 +52,7 @@ int64_t gemm_partials(int64_t num_rows, int64_t max_features);
 int64_t gemm_tickets(int64_t max_tiles);
 
 void gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspace);
-void gemm_f32(fl::Stream& stream, const GemmCall& call);  // what gemm() does for f32 weights
+void gemm_f32(fl::Stream& stream, const GemmCall& call);    // what gemm() does for f32 weights
 void gemm_codes(fl::Stream& stream, const GemmCall& call);  // and for activations in codes
 
 // out[row, k] = x[row, k] in the type that `format` multiplies with (f16 for f16, else bf16); columns K..padded_k are

@@ -5,10 +5,11 @@
 //       acc = fma(float(dot) * s, scale, acc), groups ascending           whole rows: fma(float(dot), s, acc) * scale
 // So the bits of integers are those of every backend. Those of fp8 are the same for every batch, tile and neighbour.
 //
-// Output rows of W on M of the tensor core (m16n8k32; unsigned times signed bytes, or e4m3), tokens on N, as in gemm.cu,
-// and the same tiles of weights: in a step of 32 columns a lane has rows g and g + 8, columns 2t, 2t + 1, 2t + 8, 2t + 9
-// of both micro-tiles; the four bytes of each become a register, and activations lie in the same order (act_codes.h).
-// Codes stay unsigned; what the zero takes away is one multiplication per group, the sum of the activations being there.
+// Output rows of W on M of the tensor core (m16n8k32; unsigned times signed bytes, or e4m3), tokens on N, as in
+// gemm.cu, and the same tiles of weights: in a step of 32 columns a lane has rows g and g + 8, columns 2t, 2t + 1, 2t +
+// 8, 2t + 9 of both micro-tiles; the four bytes of each become a register, and activations lie in the same order
+// (act_codes.h). Codes stay unsigned; what the zero takes away is one multiplication per group, the sum of the
+// activations being there.
 //
 // CTA = 16 kWarps rows of W x 8, 16, 32 or 64 tokens, walking over all of K: the chain of multiply-adds allows no
 // split. Few tokens take two warps, so that a matrix of 4096 rows is 128 CTAs. A stage is a chunk of 64 columns:
@@ -89,7 +90,8 @@ __device__ inline void mma(float (&d)[4], const uint32_t (&w)[4], const uint32_t
 
 // registers: 232
 template <WeightFormat kFormat, int kPlanes, int kTokens>
-__global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTokens>) gemm_codes_kernel(GemmCodesArgs a) {
+__global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTokens>)
+    gemm_codes_kernel(GemmCodesArgs a) {
   using Smem = Shared<kFormat, kPlanes, kTokens>;
   constexpr int kWarps = Smem::kWarps;
   constexpr int kStages = Smem::kStages;
