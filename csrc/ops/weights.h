@@ -114,8 +114,8 @@ ActMode parse_act_mode(std::string_view name);
 // Modes kA8, kA8R and kA15 are exact integer sums within an activation group and one float multiply-add per group in
 // ascending order: their bits are the same on every backend, ISA level, batch and thread count.
 //
-// fp8:  W[n, k] = code[n, k] * scale[n, g], codes e4m3 and not NaN, scales float32, no zeros; modes kBF16,
-// kF32 and kE4M3. A backend may refuse it (kUnsupportedModel from packed_bytes).
+// fp8:  W[n, k] = code[n, k] * scale[n, g], codes e4m3 and not NaN, scales float32, no zeros; modes kBF16, kF32 and
+// kE4M3. A backend may refuse it (kUnsupportedModel from packed_bytes).
 struct WeightDesc {
   int64_t n = 0;
   int64_t k = 0;
