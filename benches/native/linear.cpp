@@ -134,6 +134,7 @@ void register_linear() {
   };
   const std::vector<Format> formats = {
       {"int4_g64", WeightFormat::kInt4, 64, ActMode::kA8R},
+      {"int4_g128_zeros", WeightFormat::kInt4, 128, ActMode::kA8R, true},  // what quantization="int4" makes
       {"int8_g128", WeightFormat::kInt8, 128, ActMode::kA8R},
       {"bf16", WeightFormat::kBF16, 0, ActMode::kA8R},
   };

@@ -116,22 +116,25 @@ void append(Scorer& scorer, const std::vector<int64_t>& token_ids, const Logits&
   scorer.append(token_ids, first_row, logits.data());
 }
 
-nb::dict measure_limits(int num_threads) {
+nb::dict measure_limits(int num_threads, const std::optional<std::string>& isa_name) {
   double read = 0.0;
   double float32 = 0.0;
   double bfloat16 = 0.0;
+  double int8 = 0.0;
   {
     const GilRelease release;
     ThreadPool pool(num_threads);
-    const CpuIsa isa = choose_isa(nullptr);
+    const CpuIsa isa = choose_isa(isa_name ? isa_name->c_str() : nullptr);
     read = measure_read_bandwidth(pool);
     float32 = measure_peak_ops(pool, isa, DType::kF32);
     bfloat16 = measure_peak_ops(pool, isa, DType::kBF16);
+    int8 = measure_peak_ops(pool, isa, DType::kU8);
   }
   nb::dict out;
   out["read_bytes_per_s"] = read;
   out["float32_flops"] = float32;
   out["bfloat16_flops"] = bfloat16;
+  out["int8_ops"] = int8;
   return out;
 }
 
@@ -244,8 +247,10 @@ void bind_model(nb::module_& m) {
   m.def(
       "resolve_device", [](const std::string& device) { return std::string(resolve_device(device)); }, "device"_a,
       "The device that \"auto\" stands for on this machine; any other string as it is.");
-  m.def("measure_limits", &measure_limits, "num_threads"_a,
-        "Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.");
+  m.def(
+      "measure_limits", &measure_limits, "num_threads"_a, "isa"_a = nb::none(),
+      "Read bandwidth (bytes/s) and peak arithmetic (operations/s) of this processor at a level, by default the best, "
+      "measured now.");
   m.def("default_num_threads", &default_num_threads,
         "Threads that this process should use: affinity, cgroup quota, physical cores.");
 }

@@ -38,9 +38,10 @@ Scratch Scratch::take(Arena& arena, const OpLimits& limits, int num_threads) {
   s.packed_rows = std::max(rows, s.moe_pairs);
   s.packed_row_bytes = checked_mul(round_up(limits.max_features, kMaxActGroup), kMaxActivationBytes, "packed");
   s.packed = arena.take<std::byte>(checked_mul(s.packed_rows, s.packed_row_bytes, "packed"));
+  s.packed_ffn_row_bytes = checked_mul(round_up(std::max(limits.ffn_features, limits.moe_features), kMaxActGroup),
+                                       kMaxActivationBytes, "packed");
+  s.packed_ffn = arena.take<std::byte>(checked_mul(s.packed_rows, s.packed_ffn_row_bytes, "packed"));
 
-  s.moe_gate_up_size = checked_mul(s.moe_pairs, 2 * limits.moe_features, "moe");
-  s.moe_gate_up = arena.take<float>(s.moe_gate_up_size);
   s.expert_start = arena.take<int64_t>(limits.num_experts + 1);
   s.pair_token = arena.take<int32_t>(s.moe_pairs);
   s.pair_weight = arena.take<float>(s.moe_pairs);
@@ -69,6 +70,10 @@ Scratch Scratch::take(Arena& arena, const OpLimits& limits, int num_threads) {
     t.tile = take_state();
     t.begin = arena.take<int32_t>(kAttentionRows);
     t.end = arena.take<int32_t>(kAttentionRows);
+    if (s.packed_ffn_row_bytes > 0) {
+      t.gate = arena.take<float>(kGroupRows * kFfnStride);
+      t.up = arena.take<float>(kGroupRows * kFfnStride);
+    }
     t.sampling = SampleScratch::take(arena, limits.vocab_size);
     s.threads.push_back(t);
   }

@@ -39,16 +39,18 @@ struct Scratch {
     AttentionState tile;
     int32_t* begin = nullptr;
     int32_t* end = nullptr;
+    float* gate = nullptr;  // [kGroupRows, kFfnStride]
+    float* up = nullptr;
     SampleScratch sampling;
   };
 
   std::byte* packed = nullptr;  // activations as the kernels read them
   int64_t packed_rows = 0;
   int64_t packed_row_bytes = 0;
+  std::byte* packed_ffn = nullptr;  // those between the two products of a feed-forward layer
+  int64_t packed_ffn_row_bytes = 0;
 
-  int64_t moe_pairs = 0;  // (token, expert) pairs of one pass
-  float* moe_gate_up = nullptr;
-  int64_t moe_gate_up_size = 0;
+  int64_t moe_pairs = 0;            // (token, expert) pairs of one pass
   int64_t* expert_start = nullptr;  // [X + 1]
   int32_t* pair_token = nullptr;    // [moe_pairs] by ascending expert, then token
   float* pair_weight = nullptr;
@@ -86,6 +88,7 @@ class CpuBackend final : public HostBackend {
   void rope_and_store(const RopeAndStoreArgs& args) override;
   void paged_attention(const PagedAttentionArgs& args) override;
   void gated_activation(const GatedActivationArgs& args) override;
+  void dense_ffn(const DenseFfnArgs& args) override;
   void moe_route(const MoeRouteArgs& args) override;
   void moe_ffn(const MoeFfnArgs& args) override;
   void add(const AddArgs& args) override;
@@ -102,6 +105,15 @@ class CpuBackend final : public HostBackend {
   };
   void pack_rows(const Matrix& matrix, const PackRows& rows, std::span<const RowGroup> groups);
   void check_packed(const char* op, const Matrix& matrix) const;
+  void check_packed_ffn(const char* op, const Matrix& matrix) const;
+  // num_rows rows of one matrix as groups, as even as possible.
+  std::span<const RowGroup> split_rows(int64_t num_rows);
+  // Packed rows times a matrix that is no expert's: rows first_row on of y.
+  void multiply(const Matrix& matrix, const std::byte* packed, std::span<const RowGroup> groups, const float* bias,
+                const Mat& y, int64_t first_row);
+  // Rows packed for gate_up, multiplied with it, activated and packed for `down`. bias: [X, 2F] or nullptr.
+  void multiply_gated(const Matrix& gate_up, const float* bias, const ActivationSpec& activation, const Matrix& down,
+                      std::span<const RowGroup> groups);
   void moe_pass(const MoeFfnArgs& args, int64_t token_begin, int64_t num_tokens);
   [[nodiscard]] std::span<const RowGroup> sort_by_expert(const MoeFfnArgs& args, int64_t token_begin,
                                                          int64_t num_tokens);
@@ -112,6 +124,8 @@ class CpuBackend final : public HostBackend {
   Buffer storage_;
   Scratch scratch_;
 };
+
+GatedKind gated_kind(Activation activation);
 
 // Element type of a weight format.
 Elem elem_of(WeightFormat format);
@@ -139,7 +153,7 @@ struct PageLayout {
 };
 
 // One row per unit; few enough numbers stay on the calling thread.
-constexpr int64_t kNumbersPerTask = 1 << 14;
+constexpr int64_t kNumbersPerTask = 1 << 13;
 constexpr int64_t rows_per_task(int64_t cols) {
   return cols >= kNumbersPerTask ? 1 : kNumbersPerTask / (cols > 0 ? cols : 1);
 }

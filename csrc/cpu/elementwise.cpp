@@ -41,19 +41,20 @@ void CpuBackend::rope_table(const RopeTableArgs& args) {
   });
 }
 
+GatedKind gated_kind(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return GatedKind::kSilu;
+    case Activation::kGeluTanh:
+      return GatedKind::kGeluTanh;
+    case Activation::kClampedSwiglu:
+      return GatedKind::kClampedSwiglu;
+  }
+  fail(ErrorKind::kInternal, "cpu: unknown activation");
+}
+
 void CpuBackend::gated_activation(const GatedActivationArgs& args) {
-  const auto kind_of = [](Activation a) {
-    switch (a) {
-      case Activation::kSilu:
-        return GatedKind::kSilu;
-      case Activation::kGeluTanh:
-        return GatedKind::kGeluTanh;
-      case Activation::kClampedSwiglu:
-        return GatedKind::kClampedSwiglu;
-    }
-    fail(ErrorKind::kInternal, "gated_activation: unknown activation");
-  };
-  const GatedKind kind = kind_of(args.activation.kind);
+  const GatedKind kind = gated_kind(args.activation.kind);
   // Pieces of a row, so that one long row is shared too.
   constexpr int64_t kPiece = 1024;
   const int64_t pieces = ceil_div(args.y.cols, kPiece);

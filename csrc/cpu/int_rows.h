@@ -35,11 +35,15 @@ FASTLLM_INLINE Vec round_to_int(Vec x) {
   return sub(add(x, magic), magic);
 }
 
-// One row and group of activations, in 16 lanes at a time.
+// One row and group of activations, in 16 lanes at a time. kIsWhole: as many as a group has.
+template <bool kIsWhole>
 struct RowGroupSource {
   const float* x;
   int64_t count;  // <= group; the rest counts as 0
-  FASTLLM_INLINE Vec load(int64_t i) const { return load_n(x + i, count - i); }
+  [[nodiscard]] FASTLLM_INLINE Vec load(int64_t i) const {
+    if constexpr (kIsWhole) return fastllm::cpu::FASTLLM_ISA::load(x + i);
+    return load_n(x + i, count - i);
+  }
 };
 
 struct Quantizer {
@@ -48,7 +52,8 @@ struct Quantizer {
   bool has_outlier;
 };
 
-FASTLLM_INLINE Quantizer measure(const RowGroupSource& row, const IntFormat& f) {
+template <bool kIsWhole>
+FASTLLM_INLINE Quantizer measure(const RowGroupSource<kIsWhole>& row, const IntFormat& f) {
   Vec top = zero(), sum = zero(), poison = zero();
   for (int64_t i = 0; i < f.group; i += kLanes) {
     const Vec v = row.load(i);
@@ -91,21 +96,29 @@ class PlaneWriter {
 };
 
 // One group of a tile.
-template <class Codes>
+template <class Codes, int kRowTile, bool kIsWhole>
 FASTLLM_INLINE void pack_group(const PackRowsJob& job, const Tile& tile, int64_t g, std::byte* first,
                                std::byte* second) {
   const IntFormat& f = job.format;
-  const int64_t k = g * f.group;
-  const int64_t count = job.k - k < f.group ? job.k - k : f.group;
+  const int64_t k = g * f.group - job.k_begin;
+  const int64_t count = job.k_end - job.k_begin - k < f.group ? job.k_end - job.k_begin - k : f.group;
+  const auto source = [&](int64_t m) __attribute__((always_inline)) {
+    return RowGroupSource<kIsWhole>{row_of(job, tile.begin + m) + k, count};
+  };
   auto* groups = reinterpret_cast<GroupOfRow*>(first + tile.rows * f.group);
   int32_t tile_has_residual = 0;
+  // All rows are measured before one is written: what is waited for in one overlaps with the next.
+  Quantizer quantizers[kRowTile];
+  for (int64_t m = 0; m < tile.rows; ++m) quantizers[m] = measure(source(m), f);
   for (int64_t m = 0; m < tile.rows; ++m) {
-    const RowGroupSource row{row_of(job, tile.begin + m) + k, count};
-    const Quantizer q = measure(row, f);
+    const RowGroupSource<kIsWhole> row = source(m);
+    const Quantizer q = quantizers[m];
+    // A group with a number that is not finite has codes of 0.
+    const Vec inverse = set1(q.inverse);
     PlaneWriter plane(first + 4 * m, tile.rows);
     PlaneWriter low_plane(second + 4 * m, tile.rows);
     for (int64_t i = 0; i < f.group; i += kLanes) {
-      const Vec code = q.inverse == 0.0f ? zero() : round_to_int(mul(row.load(i), set1(q.inverse)));
+      const Vec code = q.inverse == 0.0f ? zero() : round_to_int(mul(row.load(i), inverse));
       if (f.planes == Planes::kTwo) {
         const Vec high = round_to_int(mul(code, set1(0x1p-7f)));
         plane.put(high);
@@ -114,16 +127,20 @@ FASTLLM_INLINE void pack_group(const PackRowsJob& job, const Tile& tile, int64_t
         plane.put(code);
       }
     }
-    groups[m] = {{plane.finish<Codes>(q.scale, f), low_plane.finish<Codes>(q.has_outlier ? q.scale : 0.0f, f)}, 0};
-    if (q.has_outlier) tile_has_residual = 1;
+    groups[m] = {{plane.finish<Codes>(q.scale, f), {}}, 0};
+    if (f.planes == Planes::kTwo) groups[m].plane[1] = low_plane.finish<Codes>(0.0f, f);
+    if (q.has_outlier) {
+      groups[m].plane[1].scale[0] = q.scale;  // for the remainder, below
+      tile_has_residual = 1;
+    }
   }
   groups[0].tile_has_residual = tile_has_residual;
   if (tile_has_residual == 0) return;
   for (int64_t m = 0; m < tile.rows; ++m) {  // in every row: a tile is multiplied as a whole
-    const RowGroupSource row{row_of(job, tile.begin + m) + k, count};
+    const RowGroupSource<kIsWhole> row = source(m);
     const float scale = groups[m].plane[1].scale[0];
     const bool has_outlier = scale != 0.0f;
-    const Quantizer q = measure(row, f);
+    const Quantizer q = quantizers[m];
     PlaneWriter plane(second + 4 * m, tile.rows);
     for (int64_t i = 0; i < f.group; i += kLanes) {
       const Vec v = row.load(i);
@@ -142,8 +159,15 @@ void pack_int_rows(const PackRowsJob& job, int64_t tile_begin, int64_t tile_end)
     const Tile tile = tile_at<kRowTile>(job.num_rows, t);
     std::byte* first = job.packed + tile.begin * int_row_bytes(job.k, f);
     std::byte* second = first + tile.rows * num_groups * first_plane_bytes(f);
-    for (int64_t g = 0; g < num_groups; ++g) {
-      pack_group<Codes>(job, tile, g, first, second);
+    const int64_t first_group = job.k_begin / f.group;
+    first += tile.rows * first_group * first_plane_bytes(f);
+    if (f.planes != Planes::kOne) second += tile.rows * first_group * f.group;
+    for (int64_t g = first_group; g * f.group < job.k_end; ++g) {
+      if (g * f.group + f.group <= job.k_end) {
+        pack_group<Codes, kRowTile, true>(job, tile, g, first, second);
+      } else {
+        pack_group<Codes, kRowTile, false>(job, tile, g, first, second);
+      }
       first += tile.rows * first_plane_bytes(f);
       if (f.planes != Planes::kOne) second += tile.rows * f.group;
     }

@@ -26,8 +26,11 @@ constexpr int kNumKvElems = 4;
 constexpr int64_t size_of_elem(KvElem e) { return e == KvElem::kF32 ? 4 : e == KvElem::kI8 ? 1 : 2; }
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kPanelRows = 32;  // output rows of W in a panel: two pair blocks side by side
-constexpr int64_t kGroupRows = 96;  // rows of activations that one task multiplies: with 8 panels it fits a 1 MB L2
+constexpr int64_t kPanelRows = 32;    // output rows of W in a panel: two pair blocks side by side
+constexpr int64_t kGroupRows = 96;    // rows of activations that one task multiplies: with 8 panels it fits a 1 MB L2
+constexpr int64_t kFfnColumns = 128;  // of a feed-forward layer in one task, with both of its products; >= any group
+constexpr int64_t kFfnStride = kFfnColumns + kPanelRows;  // of their results
+constexpr int64_t kPackColumns = 512;                     // columns that one task packs, of one tile of rows
 constexpr int64_t kPageTokens = 16;
 constexpr int64_t kTileTokens = 256;  // attention tile, at absolute positions
 constexpr int64_t kTilePages = kTileTokens / kPageTokens;
@@ -58,14 +61,17 @@ struct IntFormat {
 };
 constexpr int64_t kRowScaleBytes = 4 * kPanelRows;
 
-// Prepares rows of x for the kernels of one LinearEntry, in tiles of up to `row_tile` rows whose innermost index is the
-// row; a tile begins at its first row * packed_row_bytes. The layout within belongs to the entry.
+// Prepares columns [k_begin, k_end) of rows of x for the kernels of one LinearEntry, in tiles of up to `row_tile` rows
+// whose innermost index is the row; a tile begins at its first row * packed_row_bytes. The layout within belongs to the
+// entry. k_begin is a multiple of kPackColumns, or of another number that is one of format.group and of 32.
 struct PackRowsJob {
-  const float* x = nullptr;
+  const float* x = nullptr;  // at column k_begin
   int64_t x_stride = 0;
   const int32_t* row_ids = nullptr;  // row i comes from row row_ids[i] of x; nullptr: from row i
   int64_t num_rows = 0;              // of this group, <= kGroupRows
-  int64_t k = 0;
+  int64_t k = 0;                     // of whole rows
+  int64_t k_begin = 0;
+  int64_t k_end = 0;            // <= k
   IntFormat format;             // of integer weights
   std::byte* packed = nullptr;  // of this group
 };
@@ -87,6 +93,9 @@ struct LinearJob {
   // With row_weights: y[row_ids[i]] += row_weights[i] * result[i] instead of y[i] = result[i].
   const float* row_weights = nullptr;
   const int32_t* row_ids = nullptr;
+  // What will be multiplied after this tile of rows, to be fetched meanwhile; or nullptr (linear_tile.h).
+  const std::byte* ahead = nullptr;
+  int64_t ahead_bytes = 0;
 };
 
 struct LinearEntry {

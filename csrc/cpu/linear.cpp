@@ -11,8 +11,7 @@
 namespace fastllm::cpu {
 
 int64_t panels_per_task(int64_t num_panels, int64_t num_groups, int num_threads) {
-  constexpr int64_t kLargest = 8;         // 8 panels of K = 1024 in bf16 are half of a 1 MB L2
-  constexpr int64_t kTasksPerThread = 4;  // so that the last to finish is not far behind
+  constexpr int64_t kLargest = 8;  // 8 panels of K = 1024 in bf16 are half of a 1 MB L2
   int64_t panels = kLargest;
   while (panels > 1 && ceil_div(num_panels, panels) * num_groups < kTasksPerThread * num_threads) panels /= 2;
   return panels;
@@ -58,28 +57,74 @@ void CpuBackend::check_packed(const char* op, const Matrix& matrix) const {
                 ": K = ", matrix.weight.desc.k, " is more than reserve() planned for");
 }
 
+void CpuBackend::check_packed_ffn(const char* op, const Matrix& matrix) const {
+  FASTLLM_CHECK(matrix.row_bytes <= scratch_.packed_ffn_row_bytes && scratch_.packed_rows > 0, op,
+                ": F = ", matrix.weight.desc.k, " is more than reserve() planned for");
+}
+
+PackRowsJob Matrix::pack_job(const RowGroup& group, std::byte* packed) const {
+  PackRowsJob job;
+  job.num_rows = group.num_rows;
+  job.k = weight.desc.k;
+  job.format = layout.format;
+  job.packed = packed + group.begin * row_bytes;
+  return job;
+}
+
 void CpuBackend::pack_rows(const Matrix& matrix, const PackRows& rows, std::span<const RowGroup> groups) {
   const LinearEntry& entry = matrix.entry;
   const int64_t k = matrix.weight.desc.k;
-  const int64_t tiles_per_group = ceil_div(kGroupRows, entry.row_tile);
-  const int64_t num_units = static_cast<int64_t>(groups.size()) * tiles_per_group;
-  const int64_t last_row = groups.empty() ? 0 : groups.back().begin + groups.back().num_rows;
-  const bool is_small = last_row * k <= kNumbersPerTask;
+  int64_t num_rows = 0, largest_group = 0;
+  for (const RowGroup& group : groups) {
+    num_rows += group.num_rows;
+    largest_group = std::max(largest_group, group.num_rows);
+  }
+  const int64_t pieces = ceil_div(k, kPackColumns);
+  const int64_t units_per_group = ceil_div(largest_group, entry.row_tile) * pieces;
+  const int64_t num_units = static_cast<int64_t>(groups.size()) * units_per_group;
+  const bool is_small = num_rows * k <= kNumbersPerTask;
   pool_.parallel_for(num_units, is_small ? num_units : 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const RowGroup& group = groups[static_cast<std::size_t>(unit / tiles_per_group)];
-      const int64_t tile = unit % tiles_per_group;
+      const RowGroup& group = groups[static_cast<std::size_t>(unit / units_per_group)];
+      const int64_t tile = unit % units_per_group / pieces;
       if (tile >= ceil_div(group.num_rows, entry.row_tile)) continue;
-      PackRowsJob job;
-      job.x = rows.row_ids != nullptr ? rows.x : rows.x + group.begin * rows.x_stride;
+      PackRowsJob job = matrix.pack_job(group, scratch_.packed);
+      job.k_begin = unit % pieces * kPackColumns;
+      job.k_end = std::min(job.k_begin + kPackColumns, k);
+      job.x = rows.x + (rows.row_ids != nullptr ? 0 : group.begin * rows.x_stride) + job.k_begin;
       job.x_stride = rows.x_stride;
       job.row_ids = rows.row_ids != nullptr ? rows.row_ids + group.begin : nullptr;
-      job.num_rows = group.num_rows;
-      job.k = k;
-      job.format = matrix.layout.format;
-      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
       entry.pack_rows(job, tile, tile + 1);
     }
+  });
+}
+
+std::span<const RowGroup> CpuBackend::split_rows(int64_t num_rows) {
+  const int64_t num_groups = ceil_div(num_rows, kGroupRows);
+  for (int64_t g = 0; g < num_groups; ++g) {  // as even as possible: 100 rows are 50 + 50
+    const int64_t begin = num_rows * g / num_groups;
+    scratch_.groups[g] = {0, begin, num_rows * (g + 1) / num_groups - begin};
+  }
+  return {scratch_.groups, static_cast<std::size_t>(num_groups)};
+}
+
+void CpuBackend::multiply(const Matrix& matrix, const std::byte* packed, std::span<const RowGroup> groups,
+                          const float* bias, const Mat& y, int64_t first_row) {
+  // The groups of one block of panels follow each other, so that the block is read from memory once.
+  const auto num_groups = static_cast<int64_t>(groups.size());
+  const int64_t panels = panels_per_task(matrix.layout.num_panels, num_groups, num_threads());
+  const int64_t num_blocks = ceil_div(matrix.layout.num_panels, panels);
+  pool_.parallel_for(num_blocks * num_groups, 1, [&](int64_t unit, int64_t, int) {
+    const RowGroup& group = groups[static_cast<std::size_t>(unit % num_groups)];
+    const int64_t panel_begin = unit / num_groups * panels;
+    const int64_t column = panel_begin * kPanelRows;
+    LinearJob job = matrix.job(0, panel_begin, std::min(panel_begin + panels, matrix.layout.num_panels));
+    job.packed = packed + group.begin * matrix.row_bytes;
+    job.num_rows = group.num_rows;
+    job.bias = bias != nullptr ? bias + column : nullptr;
+    job.y = y.row<float>(first_row + group.begin) + column;
+    job.y_stride = y.stride;
+    matrix.entry.run(job);
   });
 }
 
@@ -87,32 +132,10 @@ void CpuBackend::linear(const LinearArgs& args) {
   if (args.x.rows == 0) return;
   const Matrix matrix(*args.weight, kernels_);
   check_packed("linear", matrix);
-
   for (int64_t first = 0; first < args.x.rows; first += scratch_.packed_rows) {
-    const int64_t num_rows = std::min(scratch_.packed_rows, args.x.rows - first);
-    const int64_t num_groups = ceil_div(num_rows, kGroupRows);
-    for (int64_t g = 0; g < num_groups; ++g) {  // as even as possible: 100 rows are 50 + 50
-      const int64_t begin = num_rows * g / num_groups;
-      scratch_.groups[g] = {0, begin, num_rows * (g + 1) / num_groups - begin};
-    }
-    const std::span<const RowGroup> groups(scratch_.groups, static_cast<std::size_t>(num_groups));
+    const std::span<const RowGroup> groups = split_rows(std::min(scratch_.packed_rows, args.x.rows - first));
     pack_rows(matrix, {args.x.row<float>(first), args.x.stride, nullptr}, groups);
-
-    // The groups of one block of panels follow each other, so that the block is read from memory once.
-    const int64_t panels = panels_per_task(matrix.layout.num_panels, num_groups, num_threads());
-    const int64_t num_blocks = ceil_div(matrix.layout.num_panels, panels);
-    pool_.parallel_for(num_blocks * num_groups, 1, [&](int64_t unit, int64_t, int) {
-      const RowGroup& group = groups[static_cast<std::size_t>(unit % num_groups)];
-      const int64_t panel_begin = unit / num_groups * panels;
-      const int64_t column = panel_begin * kPanelRows;
-      LinearJob job = matrix.job(0, panel_begin, std::min(panel_begin + panels, matrix.layout.num_panels));
-      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
-      job.num_rows = group.num_rows;
-      job.bias = args.bias != nullptr ? args.bias + column : nullptr;
-      job.y = args.y.row<float>(first + group.begin) + column;
-      job.y_stride = args.y.stride;
-      matrix.entry.run(job);
-    });
+    multiply(matrix, scratch_.packed, groups, args.bias, args.y, first);
   }
 }
 

@@ -64,14 +64,16 @@ template <class Dot, int kRowTile, bool kRoundsToBf16 = Dot::kIsRounded>
 void pack_float_rows(const PackRowsJob& job, int64_t tile_begin, int64_t tile_end) {
   using A = typename Dot::Activation;
   const int64_t padded_k = (job.k + 1) / 2 * 2;
+  const int64_t columns = job.k_end - job.k_begin;
+  const int64_t padded_columns = (columns + 1) / 2 * 2;
   for (int64_t t = tile_begin; t < tile_end; ++t) {
     const Tile tile = tile_at<kRowTile>(job.num_rows, t);
-    A* out = reinterpret_cast<A*>(job.packed) + tile.begin * padded_k;
+    A* out = reinterpret_cast<A*>(job.packed) + tile.begin * padded_k + job.k_begin * tile.rows;
     for (int64_t m = 0; m < tile.rows; ++m) {
       const float* x = row_of(job, tile.begin + m);
-      for (int64_t k = 0; k < padded_k; k += 16) {
-        const int64_t n = padded_k - k < 16 ? padded_k - k : 16;
-        Vec v = load_n(x + k, job.k - k);
+      for (int64_t k = 0; k < padded_columns; k += 16) {
+        const int64_t n = padded_columns - k < 16 ? padded_columns - k : 16;
+        Vec v = load_n(x + k, columns - k);
         uint16_t rounded[16];
         if constexpr (kRoundsToBf16) store_bf16(rounded, v);
         if constexpr (Dot::kIsRounded) {

@@ -153,7 +153,9 @@ struct IntKernel {
     FASTLLM_UNROLL for (int m = 0; m < kRows; ++m) {
       FASTLLM_UNROLL for (int h = 0; h < kCount; ++h) acc[m][h] = zero();
     }
+    Ahead ahead(job, panels.num_groups);
     for (int64_t g = 0; g < panels.num_groups; ++g) {
+      if constexpr (kRows > 1) ahead.next();
       if (kStyle == Style::kAny && f.planes == Planes::kTwo) {
         p.add_group_of_two(acc);
       } else {

@@ -44,7 +44,13 @@ struct FloatKernel {
     for (int m = 0; m < kRows; ++m) {
       for (int h = 0; h < kCount; ++h) acc[m][h] = zero();
     }
-    for (int64_t r = 0; r < num_pairs; ++r) Dot::step(a + r * 2 * kRows, w, r * 2 * Dot::kPairBytes, acc);
+    constexpr int64_t kPairsPerStep = 16;
+    Ahead ahead(job, (num_pairs + kPairsPerStep - 1) / kPairsPerStep);
+    for (int64_t begin = 0; begin < num_pairs; begin += kPairsPerStep) {
+      if constexpr (kRows > 1) ahead.next();
+      const int64_t end = begin + kPairsPerStep < num_pairs ? begin + kPairsPerStep : num_pairs;
+      for (int64_t r = begin; r < end; ++r) Dot::step(a + r * 2 * kRows, w, r * 2 * Dot::kPairBytes, acc);
+    }
     for (int m = 0; m < kRows; ++m) {
       for (int h = 0; h < kCount; ++h) put(job, row_begin + m, (first_half + h) * kLanes, acc[m][h]);
     }

@@ -67,11 +67,9 @@ void CpuBackend::moe_route(const MoeRouteArgs& args) {
 void CpuBackend::moe_ffn(const MoeFfnArgs& args) {
   if (args.x.rows == 0) return;
   check_packed("moe_ffn", Matrix(*args.gate_up, kernels_));
-  check_packed("moe_ffn", Matrix(*args.down, kernels_));
+  check_packed_ffn("moe_ffn", Matrix(*args.down, kernels_));
   const int64_t tokens_per_pass = scratch_.moe_pairs / args.top_k;
-  FASTLLM_CHECK(tokens_per_pass > 0 && tokens_per_pass * args.top_k * args.gate_up->desc.n <= scratch_.moe_gate_up_size,
-                "moe_ffn: top_k = ", args.top_k, " or F = ", args.down->desc.k,
-                " is larger than reserve() planned for");
+  FASTLLM_CHECK(tokens_per_pass > 0, "moe_ffn: top_k = ", args.top_k, " is larger than reserve() planned for");
   for (int64_t first = 0; first < args.x.rows; first += tokens_per_pass) {
     moe_pass(args, first, std::min(tokens_per_pass, args.x.rows - first));
   }
@@ -111,44 +109,20 @@ std::span<const RowGroup> CpuBackend::sort_by_expert(const MoeFfnArgs& args, int
 
 void CpuBackend::moe_pass(const MoeFfnArgs& args, int64_t token_begin, int64_t num_tokens) {
   const std::span<const RowGroup> groups = sort_by_expert(args, token_begin, num_tokens);
-  const auto num_groups = static_cast<int64_t>(groups.size());
-  const int64_t num_pairs = num_tokens * args.top_k;
-  const int64_t ffn_dim = args.down->desc.k;
-  const Mat gate_up{scratch_.moe_gate_up, DType::kF32, num_pairs, 2 * ffn_dim, 2 * ffn_dim};
-
-  {
-    const Matrix matrix(*args.gate_up, kernels_);
-    const int64_t num_panels = matrix.layout.num_panels;
-    pack_rows(matrix, {args.x.row<float>(token_begin), args.x.stride, scratch_.pair_token}, groups);
-    const int64_t panels = panels_per_task(num_panels, num_groups, num_threads());
-    const int64_t num_blocks = ceil_div(num_panels, panels);
-    pool_.parallel_for(num_groups * num_blocks, 1, [&](int64_t unit, int64_t, int) {
-      const RowGroup& group = groups[static_cast<std::size_t>(unit / num_blocks)];
-      const int64_t first = unit % num_blocks * panels;
-      const int64_t column = first * kPanelRows;
-      LinearJob job = matrix.job(group.expert, first, std::min(first + panels, num_panels));
-      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
-      job.num_rows = group.num_rows;
-      job.bias = args.gate_up_bias != nullptr ? args.gate_up_bias + group.expert * 2 * ffn_dim + column : nullptr;
-      job.y = gate_up.row<float>(group.begin) + column;
-      job.y_stride = gate_up.stride;
-      matrix.entry.run(job);
-    });
-  }
-
-  gated_activation({gate_up, args.activation, gate_up.columns(0, ffn_dim)});  // over the gates, in place
+  const Matrix gate_up(*args.gate_up, kernels_);
+  const Matrix matrix(*args.down, kernels_);
+  pack_rows(gate_up, {args.x.row<float>(token_begin), args.x.stride, scratch_.pair_token}, groups);
+  multiply_gated(gate_up, args.gate_up_bias, args.activation, matrix, groups);
 
   for (int64_t t = token_begin; t < token_begin + num_tokens; ++t) std::fill_n(args.y.row<float>(t), args.y.cols, 0.0f);
-  const Matrix matrix(*args.down, kernels_);
   const int64_t num_panels = matrix.layout.num_panels;
-  pack_rows(matrix, {gate_up.row<float>(0), gate_up.stride, nullptr}, groups);
   const int64_t panels = panels_per_task(num_panels, 1, num_threads());
   pool_.parallel_for(ceil_div(num_panels, panels), 1, [&](int64_t unit, int64_t, int) {
     const int64_t first = unit * panels;
     const int64_t column = first * kPanelRows;
     for (const RowGroup& group : groups) {
       LinearJob job = matrix.job(group.expert, first, std::min(first + panels, num_panels));
-      job.packed = scratch_.packed + group.begin * matrix.row_bytes;
+      job.packed = scratch_.packed_ffn + group.begin * matrix.row_bytes;
       job.num_rows = group.num_rows;
       job.bias = args.down_bias != nullptr ? args.down_bias + group.expert * args.y.cols + column : nullptr;
       job.y = args.y.row<float>(token_begin) + column;

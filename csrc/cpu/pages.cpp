@@ -1,4 +1,5 @@
 // Where the bytes of K/V lie: the layout of a page, writing tokens into pages, copying them.
+#include <algorithm>
 #include <cstring>
 
 #include "core/checked.h"
@@ -48,25 +49,32 @@ void CpuBackend::rope_and_store(const RopeAndStoreArgs& args) {
   const int64_t head_dim = args.kv.spec.head_dim;
   const PageLayout layout(args.kv.spec);
   const ElementwiseKernels& kernels = *kernels_.elementwise;
-  const auto do_token = [&](int64_t t) {
+  const int64_t num_kv_heads = args.kv.spec.num_kv_heads;
+  const int64_t q_dims = args.q.cols / num_kv_heads;  // of the query heads that share a kv head
+  const auto do_head = [&](int64_t t, int64_t g) {
     const float* cos = args.cos + t * args.num_freqs;
     const float* sin = args.sin + t * args.num_freqs;
-    float* q = args.q.row<float>(t);
-    for (int64_t d = 0; d < args.q.cols; d += head_dim) kernels.rotate(q + d, cos, sin, args.num_freqs);
-    std::byte* page = args.kv.data + args.slots[t] / kPageTokens * args.kv.page_bytes;
-    for (int64_t g = 0; g < args.kv.spec.num_kv_heads; ++g) {
-      float* k = args.k.row<float>(t) + g * head_dim;
-      const float* v = args.v.row<float>(t) + g * head_dim;
-      kernels.rotate(k, cos, sin, args.num_freqs);
-      std::byte* head = page + g * layout.head_bytes;
-      kernels.store_kv[static_cast<int>(layout.elem)](
-          {head, head + layout.v, head + layout.k_scales, head + layout.v_scales, args.slots[t] % kPageTokens}, k, v,
-          head_dim);
-    }
+    float* q = args.q.row<float>(t) + g * q_dims;
+    for (int64_t d = 0; d < q_dims; d += head_dim) kernels.rotate(q + d, cos, sin, args.num_freqs);
+    float* k = args.k.row<float>(t) + g * head_dim;
+    const float* v = args.v.row<float>(t) + g * head_dim;
+    kernels.rotate(k, cos, sin, args.num_freqs);
+    std::byte* head = args.kv.data + args.slots[t] / kPageTokens * args.kv.page_bytes + g * layout.head_bytes;
+    kernels.store_kv[static_cast<int>(layout.elem)](
+        {head, head + layout.v, head + layout.k_scales, head + layout.v_scales, args.slots[t] % kPageTokens}, k, v,
+        head_dim);
   };
-  // A page's worth of consecutive tokens per task: two threads rarely write the same line of a page.
-  pool_.parallel_for(args.q.rows, kPageTokens, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) do_token(t);
+  // A kv head of a page's worth of consecutive tokens per task: a part of a page that one thread writes, in its first
+  // cache. Few tokens, as of decoding sequences, one by one: each writes to lines that no cache has.
+  const int64_t tokens_per_task = args.q.rows >= kPageTokens * num_threads() ? kPageTokens : 1;
+  const int64_t num_blocks = ceil_div(args.q.rows, tokens_per_task);
+  const int64_t grain = tokens_per_task == 1 ? 2 : 1;
+  pool_.parallel_for(num_blocks * num_kv_heads, grain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t first = unit / num_kv_heads * tokens_per_task;
+      const int64_t last = std::min(first + tokens_per_task, args.q.rows);
+      for (int64_t t = first; t < last; ++t) do_head(t, unit % num_kv_heads);
+    }
   });
 }
 

@@ -17,7 +17,7 @@ double measure_read_bandwidth(ThreadPool& pool);
 double measure_read_bandwidth(ThreadPool& pool, std::span<const std::byte> memory);
 
 // Operations (two for each multiply-add) per second of all threads: dot products of bf16 for kBF16 and of bytes for kU8
-// on levels that have them, otherwise float multiply-adds.
+// (without VNNI in pairs) on levels that have them, otherwise float multiply-adds.
 double measure_peak_ops(ThreadPool& pool, CpuIsa isa, DType dtype);
 
 }  // namespace fastllm

@@ -119,6 +119,7 @@ OpLimits op_limits(const ModelSpec& spec, const StepLimits& limits) {
   out.max_seqs = limits.max_seqs;
   out.max_logit_rows = limits.max_logit_rows;
   out.max_features = std::max({spec.hidden_size, w.qkv, w.attended, w.gate_up, w.activated, 2 * w.moe});
+  out.ffn_features = w.activated;
   for (const LayerSpec& layer : spec.layers) {
     out.num_heads = std::max(out.num_heads, layer.attention.num_heads);
     out.num_kv_heads = std::max(out.num_kv_heads, layer.attention.num_kv_heads);

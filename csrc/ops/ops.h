@@ -168,6 +168,17 @@ struct GatedActivationArgs {
   Mat y;  // [T, F]
 };
 
+// y = down(act(gate_up(x)))
+struct DenseFfnArgs {
+  Mat x;                                  // [T, E]
+  const PackedWeight* gate_up = nullptr;  // 2F x E
+  const PackedWeight* down = nullptr;     // E x F
+  ActivationSpec activation;
+  Mat gate_up_y;  // [T, 2F] and
+  Mat activated;  // [T, F], for backends that need them
+  Mat y;          // [T, E]
+};
+
 enum class RouteScore : uint8_t {
   kSoftmax,        // softmax over all X, then the k largest (Mixtral, Qwen)
   kSoftmaxOfTopK,  // the k largest logits, then softmax over them (gpt-oss)
@@ -230,6 +241,7 @@ struct OpLimits {
   int64_t max_seqs = 0;        // S
   int64_t max_logit_rows = 0;  // R
   int64_t max_features = 0;    // largest K or N of a linear, lm_head's N excepted
+  int64_t ffn_features = 0;    // F of the widest dense_ffn
   int64_t num_heads = 0;       // H
   int64_t num_kv_heads = 0;    // G
   int64_t head_dim = 0;        // D
@@ -288,6 +300,12 @@ class Backend {
   virtual void rope_and_store(const RopeAndStoreArgs& args) = 0;
   virtual void paged_attention(const PagedAttentionArgs& args) = 0;
   virtual void gated_activation(const GatedActivationArgs& args) = 0;
+  // The same bits as linear(), gated_activation() and linear(), which it calls where a backend has nothing better.
+  virtual void dense_ffn(const DenseFfnArgs& args) {
+    linear({args.x, args.gate_up, nullptr, args.gate_up_y});
+    gated_activation({args.gate_up_y, args.activation, args.activated});
+    linear({args.activated, args.down, nullptr, args.y});
+  }
   virtual void moe_route(const MoeRouteArgs& args) = 0;
   virtual void moe_ffn(const MoeFfnArgs& args) = 0;
   virtual void add(const AddArgs& args) = 0;

@@ -520,9 +520,9 @@ def resolve_device(device: str) -> str:
     The device that "auto" stands for on this machine; any other string as it is.
     """
 
-def measure_limits(num_threads: int) -> dict:
+def measure_limits(num_threads: int, isa: str | None = None) -> dict:
     """
-    Read bandwidth (bytes/s) and peak arithmetic (FLOP/s) of this machine, measured now.
+    Read bandwidth (bytes/s) and peak arithmetic (operations/s) of this processor at a level, by default the best, measured now.
     """
 
 def default_num_threads() -> int:

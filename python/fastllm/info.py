@@ -6,7 +6,6 @@ from typing import Any
 
 from fastllm import _core
 from fastllm.checkpoint.resolve import resolve
-from fastllm.demo import DEMO_MODEL
 from fastllm.memory import available_bytes, format_bytes
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -26,6 +25,7 @@ def machine_info(*, num_threads: int | None = None, measure: bool = True) -> dic
         info["read_bandwidth_gb_s"] = round(limits["read_bytes_per_s"] / 1e9, 1)
         info["peak_float32_gflop_s"] = round(limits["float32_flops"] / 1e9, 1)
         info["peak_bfloat16_gflop_s"] = round(limits["bfloat16_flops"] / 1e9, 1)
+        info["peak_int8_gop_s"] = round(limits["int8_ops"] / 1e9, 1)
     return info
 
 
@@ -35,7 +35,7 @@ def checkpoint_info(model: str | None) -> dict[str, Any]:
     from fastllm.checkpoint import loader
     from fastllm.checkpoint.config import Config
 
-    folder = resolve(model or DEMO_MODEL)
+    folder = resolve(model)
     # A folder with no more than a config.json describes a shape, as for load_format="dummy".
     has_weights = folder.is_file() or any(path.suffix in _WEIGHTS for path in folder.iterdir())
     plan = loader.load(folder) if has_weights else None

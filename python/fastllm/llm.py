@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fastllm.request_state import EmbeddingState, RequestState
     from fastllm.runtime import Prompt
+    from fastllm.work import WorkPerToken
 
     State = RequestState | EmbeddingState
 
@@ -32,7 +33,7 @@ class LLM:
     time share batches.
 
     Args:
-        model: checkpoint directory or hub id; None uses the small demo model of the package.
+        model: checkpoint directory or hub id; None and ``"demo"`` are the small model of the package.
         tokenizer: directory of another tokenizer.
         skip_tokenizer_init: load no tokenizer: prompts are token ids, and outputs have no text.
         device: ``"auto"``, ``"cpu"``, ``"cpu:<level>"`` (scalar, avx2, avx512, vnni, bf16) or ``"reference"``.
@@ -287,8 +288,8 @@ class LLM:
         """
         return self._runtime.measure_read_bandwidth()
 
-    def work_per_token(self) -> dict[str, float]:
-        """Parameters, bytes and FLOPs of one token; ``fastllm bench`` divides by them."""
+    def work_per_token(self) -> WorkPerToken:
+        """Operations and bytes of one token; ``fastllm bench`` compares with them."""
         return self._runtime.work_per_token()
 
     def close(self) -> None:

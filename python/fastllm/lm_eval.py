@@ -28,7 +28,7 @@ class FastLLM(LM):  # type: ignore[misc]
     """Log-likelihoods and greedy or sampled texts from one engine, which batches by itself.
 
     Args:
-        pretrained: checkpoint folder or hub id; None is the demo model.
+        pretrained: checkpoint folder or hub id; None and ``"demo"`` are the demo model.
         batch_size: sequences of a batch at most; "auto" is the engine's default.
         max_length: longest sequence in tokens; None is the model's.
         device: as of ``LLM``; the harness's "cuda:0" is "cuda".

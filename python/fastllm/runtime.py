@@ -22,7 +22,6 @@ from fastllm.checkpoint.files import TOKENIZER_FILES, check_text_files, read_jso
 from fastllm.checkpoint.formats import ActivationModes, Rounding
 from fastllm.checkpoint.gguf.text import text_folder
 from fastllm.checkpoint.resolve import resolve
-from fastllm.demo import DEMO_MODEL
 from fastllm.errors import CheckpointError, EngineClosedError, InvalidRequestError
 from fastllm.params import SamplingParams, StructuredOutputsParams
 from fastllm.request_state import EmbeddingState, Pooling, RequestState
@@ -30,6 +29,7 @@ from fastllm.structured.compiler import Grammar, GrammarCompiler
 from fastllm.structured.masks import MaskWorker
 from fastllm.text.tokenizer import Tokenizer
 from fastllm.weights import HeldWeights
+from fastllm.work import WorkPerToken, work_per_token
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -104,7 +104,7 @@ class Runtime:
     def __init__(self, model: str | Path | None, options: EngineOptions) -> None:
         _check_options(model, options)
         self.options = options
-        folder = resolve(model if model is not None else DEMO_MODEL, options.revision)
+        folder = resolve(model, options.revision)
         self.folder = folder
         is_dummy = options.load_format == "dummy"
         if is_dummy:
@@ -242,34 +242,13 @@ class Runtime:
         longest = min(self.memory.kv_tokens, self._spec().max_position)
         return _core.Scorer(model, max_tokens=longest, chunk=self.max_logit_rows, kv_dtype=self.kv_dtype)
 
-    def work_per_token(self) -> dict[str, float]:
-        """Parameters, bytes and FLOPs of one token, as `fastllm bench` counts them."""
-        spec = self._spec()
+    def work_per_token(self) -> WorkPerToken:
+        """See ``LLM.work_per_token``."""
         native = self._live()
-        matrix_bytes = native.matrix_bytes()
-        # The embedding is looked up, not multiplied; where it is the head too, it is read as that.
-        decode_bytes = float(matrix_bytes["embed" if spec.tied_embeddings else "lm_head"])
-        block_parameters = 0
-        pairs = 0
-        for i, layer in enumerate(spec.layers):
-            a = layer.attention
-            block_parameters += spec.hidden_size * (2 * a.num_heads + 2 * a.num_kv_heads) * a.head_dim
-            pairs += 4 * a.num_heads * a.head_dim
-            if layer.ffn is not None:
-                block_parameters += 3 * spec.hidden_size * layer.ffn.ffn_dim
-            else:
-                active = layer.moe.experts_per_token * layer.moe.ffn_dim + layer.moe.shared_ffn_dim
-                block_parameters += 3 * spec.hidden_size * active
-            for slot, size in matrix_bytes.items():
-                if slot.startswith(f"layers.{i}."):
-                    is_expert = ".experts." in slot
-                    decode_bytes += size * (layer.moe.experts_per_token / layer.moe.num_experts if is_expert else 1)
-        return {
-            "block_parameters": block_parameters,
-            "attention_flops_per_pair": pairs,
-            "decode_bytes": decode_bytes,
-            "kv_bytes_per_token": native.kv_page_bytes(self.kv_dtype) / native.page_size,
-        }
+        return work_per_token(
+            self._spec(), self.weights.shapes, self.weights.formats, native.matrix_bytes(), dtype=self.dtype,
+            kv_dtype=self.kv_dtype, kv_bytes=native.kv_page_bytes(self.kv_dtype) / native.page_size,
+        )  # fmt: skip
 
     def _spec(self) -> Any:
         return self._live().spec

@@ -31,9 +31,9 @@ class HeldWeights:
         self._plan = plan
         self._dtype = dtype
         self._rounding = quantization
-        self._shapes = [MatrixShape(*shape) for shape in _core.matrix_shapes(spec)]
+        self.shapes = [MatrixShape(*shape) for shape in _core.matrix_shapes(spec)]
         fills = plan.fills if plan is not None else []
-        self.formats = choose_formats(self._shapes, fills, quantization, activation_mode, auto_mode, keeps_fp8)
+        self.formats = choose_formats(self.shapes, fills, quantization, activation_mode, auto_mode, keeps_fp8)
         self.bytes_by_format: dict[str, int] = {}
         self.quantization: dict[str, Any] | None = None
         self.packed_cache: dict[str, Any] | None = None
@@ -41,7 +41,7 @@ class HeldWeights:
     def load(self, native: Any, *, cache: str | Path | None, seed: int, show_progress: bool) -> None:
         """Allocates and fills the weights of the native model, which was made with `formats.native()`."""
         native.allocate_weights()
-        self.bytes_by_format = self.formats.bytes_held(native.matrix_bytes(), self._shapes, self._dtype)
+        self.bytes_by_format = self.formats.bytes_held(native.matrix_bytes(), self.shapes, self._dtype)
         self.bytes_by_format["vectors"] = native.weight_bytes() - sum(self.bytes_by_format.values())
         if self._plan is None:
             native.fill_random(seed=seed)

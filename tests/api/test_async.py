@@ -225,7 +225,7 @@ def test_many_event_loops_at_once_and_one_after_another(engine, expected):
     for i in range(12):
         assert asyncio.run(collect(engine, i)) == expected[i]
     asyncio.run(until_idle(engine))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while sum(t.name == "fastllm-poller" for t in threading.enumerate()) > 1:
         gc.collect()
         assert time.monotonic() < deadline, "loops that are gone leave no thread behind"
@@ -248,7 +248,7 @@ def test_engines_that_are_dropped_leave_no_thread():
         for i in range(5):
             await collect(AsyncLLM(**SMALL), i)
             gc.collect()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while any(t.name == "fastllm-poller" for t in threading.enumerate()):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
@@ -280,7 +280,7 @@ def test_a_blocked_event_loop_holds_up_no_engine(engine, expected):
         task = asyncio.create_task(collect(engine, 0))
         while not engine.info()["engine"]["num_requests"]:
             await asyncio.sleep(0)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not engine.info()["engine"]["num_requests_finished"]:  # without ever giving the loop a turn
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -369,9 +369,9 @@ def test_after_results_were_lost_later_requests_are_served(engine, expected, mon
             await asyncio.sleep(0.001)
         failures.append(OutOfMemoryError("memory ran out while results were stored"))
         with pytest.raises(OutOfMemoryError):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 60)
         assert not failures
-        assert await asyncio.wait_for(collect(engine, 2), 5) == expected[2]
+        assert await asyncio.wait_for(collect(engine, 2), 60) == expected[2]
         await until_idle(engine)
 
     asyncio.run(main())

@@ -24,10 +24,10 @@ def test_a_wrong_option_is_refused_by_name(name):
     for value in STRANGE:
         if value in FINE.get(name, ()) or (name == "revision" and isinstance(value, str)):
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(FastLLMError) as error:
             LLM(**{**SMALL, name: value})
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0  # before anything is loaded
         named = "memory size" if name == "memory_budget" else name
         assert named in str(error.value) or "x y" in str(error.value), error.value
     with pytest.raises(TypeError, match=name + "s"):

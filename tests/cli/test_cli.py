@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastllm.cli import app
+from fastllm.cli.bench import _case
 from fastllm.demo import DEMO_MODEL
 
 COMMANDS = ("generate", "chat", "bench", "info")
@@ -199,6 +200,43 @@ def test_bench_of_a_config_alone_runs_on_random_weights(config_only):
         assert case["tokens_per_s"] != 0 and case["limit"] > 0
 
 
+def test_bench_of_rounded_weights_says_what_they_were_held_as(config_only):
+    args = ("--prompt-len", 32, "--decode-len", 4, "--batch", 2, "--repeat", 1, "--quantization", "int4-g32",
+            "--activation-mode", "a8", "--kv-cache-dtype", "int8", "--device", "reference")  # fmt: skip
+    done = fastllm("bench", "--model", config_only, "--json", *args)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["weights"]["int4 g32, zeros"] > 0 and report["activation_mode"] == "a8"
+    assert report["kv_cache_dtype"] == "int8" and report["limits"]["int8_ops"] > 0
+
+
+LIMITS = {"read_bytes_per_s": 50e9, "float32_flops": 200e9, "bfloat16_flops": 400e9, "int8_ops": 800e9}
+
+
+@pytest.mark.parametrize(
+    "ops, read, achieved, limit, unit, share",
+    [
+        ({"int8": 80e9}, 1e9, 400, 800, "Gop/s", 0.5),
+        ({"int8x2": 40e9}, 1e9, 200, 400, "Gop/s", 0.5),  # as much work for the units
+        ({"int8": 40e9, "bfloat16": 20e9}, 1e9, 300, 600, "Gop/s", 0.5),  # 50 ms of each
+        ({"float32": 20e9}, 1e9, 100, 200, "Gop/s", 0.5),
+        ({"int8": 8e9}, 5e9, 25, 50, "GB/s", 0.5),  # 100 ms of reading, 10 ms of arithmetic
+    ],
+)
+def test_the_limit_of_a_case_is_what_takes_longer_at_the_least(ops, read, achieved, limit, unit, share):
+    case = _case("prefill 10", 10, 0.2, ops, read, LIMITS)
+    assert case["tokens_per_s"] == 50 and case["step_ms"] == 200 and case["unit"] == unit
+    found = [case[name] for name in ("achieved", "limit", "share")]
+    assert found == pytest.approx([achieved, limit, share])
+
+
+def test_bench_knows_no_limits_of_a_device_that_it_cannot_measure(config_only):
+    args = ("--prompt-len", 8, "--decode-len", 2, "--batch", 1, "--repeat", 1, "--device", "cuda:emulated")
+    done = fastllm("bench", "--model", config_only, *args)
+    assert done.exit_code == 0, done.output
+    assert "prefill 8" in done.stdout and "%" not in done.stdout and "/s " not in done.stdout.replace("tokens/s", "")
+
+
 def test_chat_answers_each_line_and_ends_with_its_input():
     args = ("chat", "--temperature", 0, *SMALL)
     two = fastllm(*args, stdin="What is the os module for?\n\nthanks\n")
@@ -272,19 +310,20 @@ def test_in_a_terminal_chat_prompts_and_ctrl_c_ends_it_while_typing():
     seen = b""
     try:
         deadline = time.monotonic() + 60
-        asked = False
+        done = 0
         while process.poll() is None and time.monotonic() < deadline:
             if select.select([terminal], [], [], 0.2)[0]:
                 try:
                     seen += os.read(terminal, 1024)
                 except OSError:  # the program has closed its end
                     break
-            elif b"> " in seen and not asked:
-                os.write(terminal, b"What is the os module for?\n")
-                asked = True
-            elif seen.count(b"\n> ") >= 1:  # quiet, after the answer: it waits for the next line
-                process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
+            if seen.count(b"> ") > done:  # each prompt has one answer; the last of them is not typed
+                done += 1
+                if done == 1:
+                    os.write(terminal, b"What is the os module for?\n")
+                else:
+                    process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, seen
     finally:
         process.kill()
         process.wait()

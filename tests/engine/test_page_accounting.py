@@ -271,7 +271,7 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "engine"):
             return
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not all(state.finished for _, _, state in self.requests.values()):
             assert time.monotonic() < deadline, "a request does not end"
             self.poll(0.001)

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastllm import LLM, InvalidRequestError, SamplingParams
+from fastllm.checkpoint.resolve import resolve
 from fastllm.cli import app
 from fastllm.demo import DEMO_DRAFT_MODEL, DEMO_MODEL
 from fastllm.evaluation.divergence import compare
@@ -281,6 +282,19 @@ def test_tasks_that_are_none_are_refused_by_line(line: str, tmp_path: Path) -> N
 
 def _fastllm(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "160"})
+
+
+def test_the_commands_know_the_demo_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = ("eval", "demo", "--against", "demo", "--data", HELDOUT, "--max-tokens", 32, "--greedy", 0)
+    done = _fastllm(*shared, "--plot", tmp_path / "plot.svg", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["figures"]["kl"] == 0.0
+    assert resolve("demo") == resolve(None) == DEMO_MODEL
+    # A folder of the user's is what a path says.
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("demo").resolve() == tmp_path / "demo"
+    assert resolve(None) == DEMO_MODEL
 
 
 def test_the_command_shows_judges_and_plots(tmp_path: Path) -> None:

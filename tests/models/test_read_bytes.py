@@ -38,7 +38,7 @@ def run(tmp_path, config, device="cpu", **options):
         while llm.info()["engine"]["num_running"]:
             time.sleep(0.001)
         matrices = llm._runtime._native.matrix_bytes()
-        return llm.info()["engine"], llm.expert_use(), matrices, llm.work_per_token()["kv_bytes_per_token"]
+        return llm.info()["engine"], llm.expert_use(), matrices, llm.work_per_token().kv_bytes
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu", "cuda:emulated"])
@@ -77,6 +77,40 @@ def test_of_a_window_only_what_is_in_it_is_read(tmp_path):
 def of_layers(matrices):
     """Without experts."""
     return sum(size for name, size in matrices.items() if name.startswith("layers.") and ".experts." not in name)
+
+
+# Products of a token of SPARSE: qkv and o; three experts in two layers, dense in one; routers; head.
+ATTENTION, FFN, ROUTERS, HEAD = (
+    3 * 2 * (128 + 64) * 64,
+    2 * (2 * 3 * 3 * 64 * 32 + 3 * 64 * 48),
+    2 * 2 * 7 * 64,
+    2 * 263 * 64,
+)
+
+
+@pytest.mark.parametrize(
+    "options, layers, head, pairs",
+    [
+        ({"dtype": "float32"}, {"float32": ATTENTION + FFN + ROUTERS}, "float32", "float32"),
+        ({"dtype": "bfloat16"}, {"bfloat16": ATTENTION + FFN, "float32": ROUTERS}, "bfloat16", "bfloat16"),
+        ({"quantization": "int8"}, {"int8": ATTENTION + FFN, "float32": ROUTERS}, "int8", "bfloat16"),
+        (
+            {"quantization": "int4", "activation_mode": {"*.qkv": "a15", "*.o": "a15", "lm_head": "f32", "*": "a8"},
+             "kv_cache_dtype": "float16"},
+            {"int8x2": ATTENTION, "int8": FFN, "float32": ROUTERS}, "float32", "float32",
+        ),
+    ],
+    ids=["float32", "bfloat16", "int8", "modes"],
+)  # fmt: skip
+def test_operations_are_counted_by_the_arithmetic_that_they_run_in(tmp_path, options, layers, head, pairs):
+    (tmp_path / "config.json").write_text(json.dumps({**SPARSE, "torch_dtype": "bfloat16"}))
+    with LLM(str(tmp_path), load_format="dummy", skip_tokenizer_init=True, device="cpu", kv_cache_tokens=256,
+             **options) as llm:  # fmt: skip
+        work, matrices = llm.work_per_token(), llm._runtime._native.matrix_bytes()
+    assert work.layer_ops == layers and work.head_ops == {head: HEAD}
+    assert work.pair_ops == {pairs: 3 * 4 * 4 * 16}  # q . k and p * v, of 4 heads of 16
+    experts = sum(size for name, size in matrices.items() if ".experts." in name)
+    assert work.weight_bytes == pytest.approx(of_layers(matrices) + matrices["lm_head"] + experts * 3 / 7, rel=1e-12)
 
 
 def test_the_bandwidth_is_that_of_reading_the_weights():

@@ -387,6 +387,26 @@ def test_wrong_arguments_are_refused_by_name(
     assert list(tmp_path.iterdir()) == []  # no OUT.partial either, which would be in the way of the next try
 
 
+@pytest.mark.parametrize(
+    "pattern, meant",
+    [
+        ("*.donw_proj", "model.layers.*.mlp.down_proj"),
+        ("down_proj", "model.layers.*.mlp.down_proj"),
+        ("model.layers.7.self_attn.q_proj", "model.layers.*.self_attn.q_proj"),  # there are 3 layers
+        ("lm_haed", "lm_head"),
+    ],
+)
+def test_an_override_that_matches_nothing_is_refused(
+    pattern: str, meant: str, dense_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequestError) as error:
+        _quantize(dense_model, tmp_path / "out", overrides=["*o_proj=none", f"{pattern}=none"])
+    # 3 layers of 7, and the head.
+    assert f"override {pattern!r} matches none of the 22 modules" in str(error.value)
+    assert f"nearest of those are {meant}," in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", ["", "a", "[1, 2", '[1, 2, "three", 4]', "[[1, 99999]]", "{}"])
 def test_data_that_is_none_is_refused(content: str, dense_model: Path, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(content)

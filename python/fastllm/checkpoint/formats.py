@@ -133,13 +133,17 @@ class WeightFormats:
     @property
     def modes_used(self) -> str:
         """The activation modes of the integer and fp8 matrices; "none" without any."""
-        return ", ".join(sorted({self.modes.of(slot, f.is_fp8) for slot, f in self.packed.items()})) or "none"
+        return ", ".join(sorted({self.mode_of(slot) for slot in self.packed})) or "none"
+
+    def mode_of(self, slot: str) -> str:
+        """The activation mode of a packed matrix."""
+        return self.modes.of(slot, self.packed[slot].is_fp8)
 
     def native(self) -> dict[str, Any]:
         return {
             slot: _core.MatrixFormat(
                 format=f.kind, group=f.group, scale_dtype=f.scale_dtype, has_zeros=f.has_zeros,
-                act=self.modes.of(slot, f.is_fp8),
+                act=self.mode_of(slot),
             )
             for slot, f in self.packed.items()
         }  # fmt: skip

@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,13 +60,17 @@ def run(
     json_output: options.Json = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
+    activation_mode: options.ActivationMode = "auto",
     kv_cache_dtype: options.KvCacheDtype = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Measure prefill and decode on this machine, and the share of its limit that they reach.
 
-    Prefill is compared with the peak of the arithmetic, decode with the bandwidth of reading the weights; both are
-    measured in the same run. Decode is measured for one stream and for --batch of them.
+    Each is compared with what takes longer at the least: its arithmetic at the peak of each type that it runs in (int8
+    for integer weights, unless --activation-mode says otherwise), or reading weights and cache at the bandwidth of the
+    memory. Both are measured in the same run, for processors alone. Decode is measured for one stream and for --batch
+    of them.
     """
     if context.invoked_subcommand is not None:
         return
@@ -82,6 +86,8 @@ def run(
             repeat=repeat,
             device=device,
             dtype=dtype,
+            quantization=quantization,
+            activation_mode=activation_mode,
             kv_cache_dtype=kv_cache_dtype,
             threads=threads,
             on_stage=lambda name: progress.update(task, description=name),
@@ -93,14 +99,11 @@ def run(
     for column in ("case", "tokens/s", "ms/step", "achieved", "limit of this machine", "share"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for row in report["cases"]:
-        table.add_row(
-            row["case"],
-            f"{row['tokens_per_s']:.1f}",
-            f"{row['step_ms']:.2f}",
-            f"{row['achieved']:.1f} {row['unit']}",
-            f"{row['limit']:.1f} {row['unit']}",
-            f"{100 * row['share']:.0f} %",
-        )
+        cells = [row["case"], f"{row['tokens_per_s']:.1f}", f"{row['step_ms']:.2f}"]
+        if row["limit"] is not None:
+            cells += [f"{row[name]:.1f} {row['unit']}" for name in ("achieved", "limit")]
+            cells.append(f"{100 * row['share']:.0f} %")
+        table.add_row(*cells)
     Console().print(table)
 
 
@@ -114,6 +117,8 @@ def measure(
     repeat: int,
     device: str,
     dtype: str,
+    quantization: str | None,
+    activation_mode: str,
     kv_cache_dtype: str,
     threads: int | None,
     on_stage: Any,
@@ -135,6 +140,8 @@ def measure(
         load_format=load_format,
         device=device,
         dtype=dtype,
+        quantization=quantization,
+        activation_mode=activation_mode,
         kv_cache_dtype=kv_cache_dtype,
         num_threads=threads,
         max_model_len=length,
@@ -145,51 +152,61 @@ def measure(
         info = llm.info()
         work = llm.work_per_token()
         on_stage("limits of this machine")
-        limits = _core.measure_limits(info["num_threads"])
-        is_bf16 = info["dtype"] == "bfloat16" and info["isa"] == "bf16"
-        peak = limits["bfloat16_flops" if is_bf16 else "float32_flops"]
+        is_processor = info["device"] in ("cpu", "reference")
+        limits = _core.measure_limits(info["num_threads"], info["isa"]) if is_processor else None
         cases = []
 
         on_stage("prefill")
-        prefill_s = _median(repeat, lambda i: _time_prefill(llm, prompt_len, i))
-        flops = 2.0 * work["block_parameters"] * prompt_len + work["attention_flops_per_pair"] * prompt_len**2 / 2
-        cases.append(
-            _case(f"prefill {prompt_len}", prompt_len, prefill_s, flops / prefill_s / 1e9, peak / 1e9, "GFLOP/s")
-        )
+        seconds = _median(repeat, lambda i: _time_prefill(llm, prompt_len, i))
+        ops = _total((work.layer_ops, prompt_len), (work.head_ops, 1), (work.pair_ops, prompt_len**2 / 2))
+        read = work.weight_bytes + work.kv_bytes * prompt_len
+        cases.append(_case(f"prefill {prompt_len}", prompt_len, seconds, ops, read, limits))
 
         on_stage("decode")
         for streams in (1, batch):
-            step_s = _median(repeat, partial(_time_decode, llm, streams, decode_len))
-            read = work["decode_bytes"] + streams * work["kv_bytes_per_token"] * (DECODE_CONTEXT + decode_len / 2)
-            cases.append(
-                _case(
-                    f"decode {streams} x ctx {DECODE_CONTEXT}",
-                    streams,
-                    step_s,
-                    read / step_s / 1e9,
-                    limits["read_bytes_per_s"] / 1e9,
-                    "GB/s",
-                )
-            )
+            seconds = _median(repeat, partial(_time_decode, llm, streams, decode_len))
+            seen = streams * (DECODE_CONTEXT + decode_len / 2)
+            ops = _total((work.layer_ops, streams), (work.head_ops, streams), (work.pair_ops, seen))
+            read = work.weight_bytes + work.kv_bytes * seen
+            cases.append(_case(f"decode {streams} x ctx {DECODE_CONTEXT}", streams, seconds, ops, read, limits))
     return {
         "model": name,
         "backend": info["backend"],
         "threads": info["num_threads"],
+        "weights": info["weights"],
+        "activation_mode": info["activation_mode"],
+        "kv_cache_dtype": info["kv_cache_dtype"],
         "limits": limits,
         "cases": cases,
     }
 
 
-def _case(name: str, tokens: int, seconds: float, achieved: float, limit: float, unit: str) -> dict[str, Any]:
+def _total(*parts: tuple[Mapping[str, float], float]) -> dict[str, float]:
+    """Operations by arithmetic, so many times each."""
+    total: dict[str, float] = {}
+    for ops, times in parts:
+        for arithmetic, count in ops.items():
+            total[arithmetic] = total.get(arithmetic, 0.0) + count * times
+    return total
+
+
+def _case(
+    name: str, tokens: int, seconds: float, ops: Mapping[str, float], read: float, limits: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """`ops` and `read`: operations and bytes of what took `seconds`."""
+    case: dict[str, Any] = {"case": name, "tokens_per_s": tokens / seconds, "step_ms": seconds * 1e3}
+    if limits is None:
+        return {**case, "achieved": None, "limit": None, "unit": None, "share": None}
+    peaks = {
+        "float32": limits["float32_flops"], "bfloat16": limits["bfloat16_flops"], "int8": limits["int8_ops"],
+        "int8x2": limits["int8_ops"] / 2,
+    }  # fmt: skip
+    computing = sum(count / peaks[arithmetic] for arithmetic, count in ops.items())
+    reading = read / limits["read_bytes_per_s"]
+    work, least, unit = (sum(ops.values()), computing, "Gop/s") if computing > reading else (read, reading, "GB/s")
     return {
-        "case": name,
-        "tokens_per_s": tokens / seconds,
-        "step_ms": seconds * 1e3,
-        "achieved": achieved,
-        "limit": limit,
-        "unit": unit,
-        "share": achieved / limit,
-    }
+        **case, "achieved": work / seconds / 1e9, "limit": work / least / 1e9, "unit": unit, "share": least / seconds,
+    }  # fmt: skip
 
 
 def _median(repeat: int, once: Callable[[int], float]) -> float:

@@ -65,7 +65,7 @@ class Told:
 
 def run(
     model: Annotated[
-        str | None, typer.Argument(help="Checkpoint directory or hub id; the demo model if absent.")
+        str | None, typer.Argument(help='Checkpoint directory or hub id; the demo model if absent or "demo".')
     ] = None,
     against: Annotated[str | None, typer.Option(help="The original, to compare distributions with.")] = None,
     data: Data = None,
@@ -103,7 +103,7 @@ def run(
     with progress_bar(json_output) as bar:
         found = evaluate(model, wanted, against=against, progress=Told(bar))
     if plot is not None:
-        modules = modules_of(resolve(model)) if model is not None else []
+        modules = modules_of(resolve(model))
         if not modules:
             _log.warning("%s: by position alone: the model has no quantization report with errors by layer", plot)
         write_plot(plot, found.by_position, modules)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Checkpoint directory or hub id; the packaged demo model if absent.")
+    str | None,
+    typer.Option("--model", "-m", help='Checkpoint directory or hub id; the model of the package if absent or "demo".'),
 ]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cpu:avx2", "cpu:scalar", ... or "reference".')]
 Dtype = Annotated[str, typer.Option(help='Weights: "auto" (as in the checkpoint), "float32", "bfloat16", "float16".')]

@@ -65,7 +65,7 @@ def run(
         raise InvalidRequestError("--gate needs --eval-data or --eval-tasks: what to measure on, unseen in calibration")
     with evaluate.progress_bar(json_output) as bar:
         result = quantize(
-            None if model == "demo" else model, out, method=method, bits=bits, group=group, symmetric=symmetric,
+            model, out, method=method, bits=bits, group=group, symmetric=symmetric,
             format=output_format, overrides=override or (), act_order=act_order, damp=damp, data=data,
             num_samples=samples, sample_len=sample_len, evaluation=evaluation, max_ram=max_ram, device=torch_device,
             progress=evaluate.Told(bar),

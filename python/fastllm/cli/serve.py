@@ -41,7 +41,7 @@ def _take_config(context: typer.Context, path: Path | None) -> Path | None:
 
 def run(
     model: Annotated[
-        str | None, typer.Argument(help="Checkpoint directory or hub id; the demo model if absent.")
+        str | None, typer.Argument(help='Checkpoint directory or hub id; the demo model if absent or "demo".')
     ] = None,
     config: Annotated[
         Path | None,

@@ -22,7 +22,7 @@ class ScoredModel:
     """Logits after each token of a text. The memory is planned: weights, K/V of one window, `CHUNK` rows of logits.
 
     Args:
-        model: checkpoint folder or hub id; None is the demo model.
+        model: checkpoint folder or hub id; None and ``"demo"`` are the demo model.
         window: tokens of a sequence at most; None: what the model allows, up to 512.
         engine: options of ``LLM``: device, dtype, quantization, activation_mode, kv_cache_dtype, num_threads, ...
     """

@@ -55,15 +55,15 @@ def quantize(
     finished, the work is in ``out.partial``.
 
     Args:
-        model: checkpoint directory or hub id, unquantized safetensors; None is the demo model.
+        model: checkpoint directory or hub id, unquantized safetensors; None and ``"demo"`` are the demo model.
         out: directory to make; must not exist.
         method: ``"rtn"`` (needs no data), ``"gptq"``, ``"awq"``, or ``"smoothquant"`` (W8A8: activations in 8 bits).
         bits: 4 or 8; None: 4, with smoothquant 8.
         group: columns that share a scale: 32, 64, 128, or -1 for whole rows; None: 128, with smoothquant -1.
         symmetric: no zero points; None: True, with awq False.
         format: ``"gptq"``, ``"awq"`` or ``"compressed-tensors"``; None: the one of the method.
-        overrides: exceptions by module, ``"PATTERN=none"``, ``"PATTERN=8"``, ``"PATTERN=8:32"``; the last match counts.
-            ``lm_head`` stays in float unless a pattern names it.
+        overrides: exceptions by module, ``"PATTERN=none"``, ``"PATTERN=8"``, ``"PATTERN=8:32"``; the last match counts,
+            and a pattern that matches no module is refused. ``lm_head`` stays in float unless a pattern names it.
         act_order: of gptq: ``"static"`` (columns by importance, groups in place), ``"group"`` (groups by importance,
             with ``g_idx``), ``"none"``.
         damp: of gptq: share of the mean of the Hessian's diagonal that is added to it.

@@ -15,8 +15,7 @@ import torch
 from fastllm import _core
 from fastllm.checkpoint.files import read_json_object
 from fastllm.checkpoint.index import INDEX, PICKLES
-from fastllm.checkpoint.resolve import resolve
-from fastllm.demo import DEMO_MODEL
+from fastllm.checkpoint.resolve import DEMO, resolve
 from fastllm.evaluation.run import EvalOptions, check, check_for_model, evaluate
 from fastllm.quantize import report as reports
 from fastllm.quantize.calibration import Ids, default_data, sequences
@@ -41,7 +40,7 @@ def run(
     check_target(out)
     if evaluation is not None:
         check(evaluation, has_original=True)
-    folder = resolve(model if model is not None else DEMO_MODEL, revision)
+    folder = resolve(model, revision)
     source = ModelSource(folder)
     schemes = plan_modules(source, settings, max_ram)
     tokenizer = load_tokenizer(folder, None)
@@ -59,7 +58,7 @@ def run(
         }  # fmt: skip
     job = {
         "settings": settings.as_dict(),
-        "input": {"model": str(model or "demo"), "files": reports.hashes(reports.weight_files(folder))},
+        "input": {"model": str(model or DEMO), "files": reports.hashes(reports.weight_files(folder))},
         "calibration": calibration,
         "code": reports.code_version(),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,17 @@ class Settings:
                 bits = override.bits
                 group = self.group if override.group is None else override.group
         return None if bits is None else Scheme(bits, group, self.symmetric)
+
+    def check_overrides(self, modules: Collection[str]) -> None:
+        """Raises InvalidRequestError for a pattern that matches none of these: it is probably misspelt."""
+        for override in self.overrides:
+            if not any(fnmatch.fnmatchcase(module, override.pattern) for module in modules):
+                kinds = {re.sub(r"\b\d+\b", "*", module): None for module in modules}
+                nearest = difflib.get_close_matches(override.pattern, kinds, n=4, cutoff=0.0)
+                raise InvalidRequestError(
+                    f"override {override.pattern!r} matches none of the {len(modules)} modules that can be quantized; "
+                    f"patterns are of whole names, and the nearest of those are {', '.join(nearest)}"
+                )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from fastllm.checkpoint.resolve import resolve
-from fastllm.demo import DEMO_MODEL
 from fastllm.errors import InvalidRequestError
 from fastllm.quantize.report import verify
 from fastllm.server.config import ApiKey
@@ -93,7 +92,7 @@ def check_gate(model: str | None, revision: str | None, engine: Mapping[str, Any
         CheckpointError: the folder has no quantization report that is of its files and passed its gate.
         InvalidRequestError: it passed with other options than these.
     """
-    folder = resolve(model if model is not None else DEMO_MODEL, revision)
+    folder = resolve(model, revision)
     how = verify(folder)["evaluation"]["options"]
     differing = [name for name in _MEASURED if engine[name] != how.get(name, "unknown")]
     if differing:
