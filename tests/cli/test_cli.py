@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -297,6 +298,15 @@ def test_ctrl_c_ends_a_generation_with_130():
     assert b"Traceback" not in errors
 
 
+def wait_until_it_reads(process):
+    """A signal between the prompt and the read of a line would be seen when the line has come."""
+    asleep = 0
+    while asleep < 3:
+        time.sleep(0.1)
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+
+
 def test_in_a_terminal_chat_prompts_and_ctrl_c_ends_it_while_typing():
     terminal, end = pty.openpty()
     process = subprocess.Popen(
@@ -322,6 +332,7 @@ def test_in_a_terminal_chat_prompts_and_ctrl_c_ends_it_while_typing():
                 if done == 1:
                     os.write(terminal, b"What is the os module for?\n")
                 else:
+                    wait_until_it_reads(process)
                     process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130, seen
     finally:
