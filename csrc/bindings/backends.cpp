@@ -27,7 +27,10 @@ std::unique_ptr<Backend> make_backend(std::string_view device, int num_threads) 
   if (device == "cpu") return make_cpu_backend(threads, choose_isa(std::getenv("FASTLLM_CPU_ISA")));
   if (device.starts_with("cpu:")) return make_cpu_backend(threads, choose_isa(std::string(device.substr(4)).c_str()));
   if (device == "cuda") return make_cuda_backend(0);
-  if (device == "cuda:emulated") return make_emulated_cuda_backend({});
+  if (device == "cuda:emulated") {
+    // As on a chip, work is done while the host goes on: what it changes too early shows.
+    return make_emulated_cuda_backend({.simt = {.streams = fl::simt::Streams::kAtWait}});
+  }
   if (device.starts_with("cuda:")) {
     int ordinal = -1;
     const auto [end, error] = std::from_chars(device.data() + 5, device.data() + device.size(), ordinal);

@@ -185,6 +185,9 @@ void bind_model(nb::module_& m) {
       .def_prop_ro(
           "device_free_bytes", [](const Model& self) { return self.backend->free_bytes(); },
           "Free memory of the device; 0 where it is the host's.")
+      .def_prop_ro(
+          "num_graphs", [](const Model& self) { return self.backend->num_graphs(); },
+          "Recorded steps that the device keeps now; 0 where it has none.")
       .def("weight_bytes", &Model::weight_bytes)
       .def(
           "step_bytes",

@@ -9,7 +9,21 @@
 namespace fastllm::cuda {
 
 CudaBackend::CudaBackend(std::string name, const fl::DeviceOptions& options)
-    : name_(std::move(name)), device_(std::make_shared<fl::Device>(options)), stream_(*device_), sampler_(*device_) {}
+    : name_(std::move(name)),
+      device_(std::make_shared<fl::Device>(options)),
+      stream_(*device_),
+      uploads_(*device_),
+      sampler_(*device_) {}
+
+void CudaBackend::synchronize() {
+  stream_.synchronize();
+  uploads_.clear();
+}
+
+void CudaBackend::wait() {
+  const std::scoped_lock lock(copy_mutex_);
+  synchronize();
+}
 
 DeviceMemory CudaBackend::allocate(int64_t bytes, const char* what, Contents contents) {
   struct Owner {
@@ -21,7 +35,7 @@ DeviceMemory CudaBackend::allocate(int64_t bytes, const char* what, Contents con
   if (contents == Contents::kZero) {
     const std::scoped_lock lock(copy_mutex_);
     stream_.fill(data, 0, bytes);
-    stream_.synchronize();
+    synchronize();
   }
   return {std::move(owner), data, bytes};
 }
@@ -29,15 +43,14 @@ DeviceMemory CudaBackend::allocate(int64_t bytes, const char* what, Contents con
 void CudaBackend::upload(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const std::scoped_lock lock(copy_mutex_);
-  stream_.upload(to, from, bytes);
-  stream_.synchronize();
+  uploads_.send(stream_, to, from, bytes);
 }
 
 void CudaBackend::download(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const std::scoped_lock lock(copy_mutex_);
   stream_.download(to, from, bytes);
-  stream_.synchronize();
+  synchronize();
 }
 
 int64_t CudaBackend::packed_bytes(const WeightDesc& desc) const {
@@ -68,7 +81,7 @@ void CudaBackend::pack(const PackedWeight& to, const WeightSlice& slice) {
   const std::scoped_lock lock(copy_mutex_);
   stream_.upload(staged.data(), rows, staged.size());
   pack_values(stream_, to, slice.expert, slice.row_begin, slice.num_rows, staged.data(), slice.dtype);
-  stream_.synchronize();
+  synchronize();
 }
 
 void CudaBackend::pack_codes(const PackedWeight& to, const CodeSlice& slice) {
@@ -85,7 +98,7 @@ void CudaBackend::pack_codes(const PackedWeight& to, const CodeSlice& slice) {
   cuda::pack_codes(stream_, to, slice.expert, slice.row_begin, slice.num_rows,
                    reinterpret_cast<const uint8_t*>(codes.data()), reinterpret_cast<const float*>(scales.data()),
                    to.desc.has_zeros ? reinterpret_cast<const uint8_t*>(zeros.data()) : nullptr);
-  stream_.synchronize();
+  synchronize();
 }
 
 int64_t CudaBackend::page_size() const { return kPageSize; }
@@ -122,33 +135,42 @@ Workspace Workspace::take(Arena& arena, const OpLimits& limits) {
 int64_t CudaBackend::scratch_bytes(const OpLimits& limits) const {
   Arena plan;
   Workspace::take(plan, limits);
-  return plan.used() + Sampler::bytes(limits);
+  return plan.used() + Sampler::bytes(limits) + (has_graphs() ? StepGraphs::bytes(limits) : 0);
+}
+
+fl::Graph CudaBackend::captured(const std::function<void()>& work) {
+  stream_.begin_capture();
+  try {
+    work();
+  } catch (...) {
+    stream_.abort_capture();
+    throw;
+  }
+  return stream_.end_capture();
+}
+
+void CudaBackend::record(uint64_t key, const std::function<void()>& work) {
+  if (graphs_.find(key) != nullptr) return;
+  fl::Graph graph = captured(work);
+  if (graphs_.is_full(graph.num_launches())) wait();  // what is dropped may be running
+  graphs_.keep(key, std::move(graph));
 }
 
 void CudaBackend::run(uint64_t key, const std::function<void()>& work) {
-  auto it = graphs_.find(key);
-  if (it == graphs_.end()) {
-    stream_.begin_capture();
-    try {
-      work();
-    } catch (...) {
-      stream_.abort_capture();
-      throw;
-    }
-    it = graphs_.emplace(key, stream_.end_capture()).first;
-  }
-  stream_.run(it->second);
+  record(key, work);
+  stream_.run(*graphs_.find(key));
 }
 
 void CudaBackend::reserve(const OpLimits& limits) {
-  graphs_.clear();
+  wait();  // for what uses the memory that there is
+  graphs_.reserve(limits);
   Arena plan;
   Workspace::take(plan, limits);
   workspace_memory_ = fl::DeviceBuffer(*device_, plan.used(), "workspace");
   Arena arena({workspace_memory_.data(), static_cast<std::size_t>(workspace_memory_.size())});
   workspace_ = Workspace::take(arena, limits);
   stream_.fill(workspace_.gemm.tickets, 0, workspace_.gemm.num_tickets * static_cast<int64_t>(sizeof(uint32_t)));
-  stream_.synchronize();
+  wait();
 
   sampler_.reserve(limits);
 }

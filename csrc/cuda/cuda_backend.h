@@ -1,7 +1,6 @@
 // The operations on a CUDA device, or on the emulated one: which of the two is a matter of what fl/host.h is linked to.
 #pragma once
 
-#include <map>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -9,6 +8,8 @@
 #include "cuda/fl/host.h"
 #include "cuda/kernels.h"
 #include "cuda/sampler.h"
+#include "cuda/step_graphs.h"
+#include "cuda/uploads.h"
 #include "ops/ops.h"
 
 namespace fastllm::cuda {
@@ -37,9 +38,11 @@ class CudaBackend final : public Backend {
 
   void use_stream(void* stream) override { stream_.use(stream); }
   [[nodiscard]] bool has_graphs() const override { return !device_->properties().is_synchronous; }
+  void record(uint64_t key, const std::function<void()>& work) override;
   void run(uint64_t key, const std::function<void()>& work) override;
+  [[nodiscard]] int64_t num_graphs() const override { return graphs_.size(); }
 
-  void wait() override { stream_.synchronize(); }
+  void wait() override;
   void embed(const EmbedArgs& args) override { cuda::embed(stream_, args); }
   void rms_norm(const RmsNormArgs& args) override { cuda::rms_norm(stream_, args); }
   void linear(const LinearArgs& args) override { cuda::linear(stream_, args, workspace_); }
@@ -55,13 +58,17 @@ class CudaBackend final : public Backend {
   void copy_pages(const CopyPagesArgs& args) override;
 
  private:
+  void synchronize();  // call with copy_mutex_ held
+  fl::Graph captured(const std::function<void()>& work);
+
   std::string name_;
   std::shared_ptr<fl::Device> device_;  // memory that was handed out keeps it
   fl::Stream stream_;
-  std::mutex copy_mutex_;  // weights are packed on several threads
+  std::mutex copy_mutex_;  // of stream_ and uploads_, while weights are packed on several threads
+  Uploads uploads_;
   fl::DeviceBuffer workspace_memory_;
   Workspace workspace_;
-  std::map<uint64_t, fl::Graph> graphs_;  // of steps, by key; gone when the workspace moves
+  StepGraphs graphs_;  // gone when the workspace moves
   Sampler sampler_;
 };
 

@@ -57,7 +57,7 @@ void Sampler::reserve(const OpLimits& limits) {
   most_ = Sizes::most(limits);
   mask_words_ = words_of_mask(limits);
   memory_ = fl::DeviceBuffer(device_, bytes(limits), "sampling");
-  staging_ = Buffer(memory_.size(), "sampling");
+  staging_ = fl::PinnedBuffer(device_, memory_.size(), "sampling");
   sent_.reserve(static_cast<std::size_t>(limits.max_logit_rows));
 
   Arena plan;

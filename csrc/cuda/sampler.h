@@ -93,7 +93,7 @@ class Sampler {
   Sizes most_;
   int64_t mask_words_ = 0;
   fl::DeviceBuffer memory_;
-  Buffer staging_;
+  fl::PinnedBuffer staging_;
   std::vector<int64_t> sent_;  // rows of this launch
   Sizes written_;
   Buffer host_memory_;

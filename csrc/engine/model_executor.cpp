@@ -10,6 +10,13 @@
 #include "engine/request.h"
 
 namespace fastllm {
+namespace {
+
+// Decode steps that are recorded before the first request, and what that may take; the rest when they are first met.
+constexpr std::size_t kRecordedAtStart = 16;
+constexpr double kRecordSeconds = 3.0;
+
+}  // namespace
 
 Model::Model(ModelSpec model_spec, std::unique_ptr<Backend> model_backend, WeightPlan weight_plan)
     : spec(std::move(model_spec)), backend(std::move(model_backend)), plan(std::move(weight_plan)) {
@@ -54,6 +61,7 @@ ModelExecutor::ModelExecutor(std::shared_ptr<Model> model, const StepLimits& lim
       device_step_(*model_->backend, limits),
       limits_(limits),
       read_bytes_(model_->spec, model_->loaded_weights(), model_->kv_specs(kv_dtype), *model_->backend) {
+  record_likely_steps();
   if (model_->backend->shares_host_memory()) return;
   hidden_.resize(narrow<std::size_t>(checked_mul(limits.max_tokens, model_->spec.hidden_size, "hidden states")));
 }
@@ -88,8 +96,44 @@ ExpertTotals ModelExecutor::expert_totals() {
   return totals;
 }
 
-// Logits of the step's rows. Steps in which every sequence has one token and one row are padded to few shapes, so that
-// a backend that records steps can repeat them.
+// 1, 2, 4, 8, then multiples of 8 sequences; powers of two of pages, from those of 256 tokens on: that many are one
+// unit of attention, so shorter contexts would gain nothing.
+ModelExecutor::DecodeShape ModelExecutor::shape_for(int64_t num_seqs, int64_t max_pages) const {
+  const auto power_of_two = [](int64_t x) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(x))); };
+  const int64_t seqs = num_seqs <= 8 ? power_of_two(num_seqs) : round_up(num_seqs, 8);
+  const int64_t pages = power_of_two(std::max(max_pages, ceil_div(256, model_->backend->page_size())));
+  return {std::min(seqs, limits_.max_seqs), std::min(pages, limits_.max_pages_per_seq)};
+}
+
+// Few sequences and short contexts first: every batch and every sequence comes through those.
+std::vector<ModelExecutor::DecodeShape> ModelExecutor::likely_shapes() const {
+  std::vector<int64_t> seqs;
+  std::vector<int64_t> pages;
+  for (int64_t n = 0; n < limits_.max_seqs; n = seqs.back()) seqs.push_back(shape_for(n + 1, 1).num_seqs);
+  for (int64_t n = 0; n < limits_.max_pages_per_seq; n = pages.back()) pages.push_back(shape_for(1, n + 1).max_pages);
+  std::vector<DecodeShape> shapes;
+  for (std::size_t sum = 0; sum < seqs.size() + pages.size(); ++sum) {
+    for (std::size_t p = 0; p <= sum && p < pages.size(); ++p) {
+      if (sum - p < seqs.size()) shapes.push_back({seqs[sum - p], pages[p]});
+    }
+  }
+  return shapes;
+}
+
+void ModelExecutor::record_likely_steps() {
+  Backend& backend = *model_->backend;
+  if (!backend.has_graphs()) return;
+  std::vector<DecodeShape> shapes = likely_shapes();
+  shapes.resize(std::min(shapes.size(), kRecordedAtStart));
+  const double begin = monotonic_s();
+  for (const DecodeShape& shape : shapes) {
+    if (monotonic_s() - begin > kRecordSeconds) return;
+    const DeviceStep::Arrays arrays = device_step_.upload_decode({}, shape.num_seqs, shape.max_pages);
+    backend.record(shape.key(), [&] { decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows); });
+  }
+}
+
+// Logits of the step's rows.
 float* ModelExecutor::run_model(const Step& step) {
   Backend& backend = *model_->backend;
   const StepView& view = step.view;
@@ -102,13 +146,9 @@ float* ModelExecutor::run_model(const Step& step) {
     pool(step, arrays.pooled_rows);
     return logits;
   }
-  const auto power_of_two = [](int64_t x) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(x))); };
-  const int64_t wanted = view.num_seqs <= 8 ? power_of_two(view.num_seqs) : round_up(view.num_seqs, 8);
-  const int64_t num_seqs = std::min(wanted, limits_.max_seqs);
-  const int64_t max_pages = std::min(power_of_two(view.max_pages), limits_.max_pages_per_seq);
-  const DeviceStep::Arrays arrays = device_step_.upload_decode(host, num_seqs, max_pages);
-  const uint64_t key = static_cast<uint64_t>(num_seqs) << 32 | static_cast<uint64_t>(max_pages);
-  backend.run(key, [&] { decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows); });
+  const DecodeShape shape = shape_for(view.num_seqs, view.max_pages);
+  const DeviceStep::Arrays arrays = device_step_.upload_decode(host, shape.num_seqs, shape.max_pages);
+  backend.run(shape.key(), [&] { decoder_.forward(arrays.view, kv_.layers(), arrays.logit_rows); });
   return decoder_.logits();
 }
 

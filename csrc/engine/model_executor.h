@@ -56,6 +56,17 @@ class ModelExecutor final : public Executor {
   [[nodiscard]] ExpertTotals expert_totals() override;
 
  private:
+  // Decode steps are padded to few shapes, so that a backend that records steps can repeat them.
+  struct DecodeShape {
+    int64_t num_seqs;
+    int64_t max_pages;
+    [[nodiscard]] uint64_t key() const {
+      return static_cast<uint64_t>(num_seqs) << 32 | static_cast<uint64_t>(max_pages);
+    }
+  };
+  [[nodiscard]] DecodeShape shape_for(int64_t num_seqs, int64_t max_pages) const;
+  [[nodiscard]] std::vector<DecodeShape> likely_shapes() const;
+  void record_likely_steps();
   float* run_model(const Step& step);
   void pool(const Step& step, std::span<const int32_t> token_rows);
 

@@ -129,6 +129,7 @@ OpLimits op_limits(const ModelSpec& spec, const StepLimits& limits) {
   out.num_experts = w.experts;
   out.experts_per_token = w.experts_per_token;
   out.moe_features = w.moe;
+  out.num_layers = std::ssize(spec.layers);
   return out;
 }
 

@@ -17,8 +17,11 @@ void check_codes(const MatrixShape& shape, const MatrixFormat& f) {
     fail(ErrorKind::kInvalidRequest, shape.name, ": groups of ", f.group, " do not divide its ", shape.k, " columns");
   }
   const bool is_fp8 = f.format == WeightFormat::kE4M3;
-  if (is_fp8 && (f.has_zeros || f.act != ActMode::kBF16)) {
-    fail(ErrorKind::kInvalidRequest, shape.name, ": fp8 has no zeros, and takes activations in bf16");
+  if (is_fp8 && (f.has_zeros || (f.act != ActMode::kBF16 && f.act != ActMode::kE4M3))) {
+    fail(ErrorKind::kInvalidRequest, shape.name, ": fp8 has no zeros, and takes activations in bf16 or fp8");
+  }
+  if (!is_fp8 && f.act == ActMode::kE4M3) {
+    fail(ErrorKind::kInvalidRequest, shape.name, ": activations in fp8 are for weights of fp8, not ", format);
   }
   const bool wants_float = f.group == 0 || is_fp8;
   if (wants_float ? f.scale_dtype != DType::kF32 : f.scale_dtype != DType::kF16 && f.scale_dtype != DType::kBF16) {

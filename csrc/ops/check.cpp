@@ -324,8 +324,10 @@ void check(const WeightDesc& desc) {
               ", expected 32, 64, 128, or 0 for whole rows");
   if (desc.format == WeightFormat::kE4M3) {
     expect.that(!desc.has_zeros, "zeros are not used by fp8");
-    expect.that(desc.act == ActMode::kBF16 || desc.act == ActMode::kF32, "act is ", name_of(desc.act),
-                ", expected bf16 or f32 for fp8");
+    expect.that(desc.act == ActMode::kBF16 || desc.act == ActMode::kF32 || desc.act == ActMode::kE4M3, "act is ",
+                name_of(desc.act), ", expected bf16, f32 or fp8 for fp8");
+  } else {
+    expect.that(desc.act != ActMode::kE4M3, "act is fp8, which is for weights of fp8");
   }
   if (desc.group == 0 || desc.format == WeightFormat::kE4M3) {
     expect.that(desc.scale_dtype == DType::kF32, "scale_dtype is ", name_of(desc.scale_dtype),

@@ -20,7 +20,9 @@ class HostBackend : public Backend {
   }
   void use_stream(void*) final {}
   [[nodiscard]] bool has_graphs() const final { return false; }
+  void record(uint64_t, const std::function<void()>&) final { fail(ErrorKind::kInternal, name(), " has no graphs"); }
   void run(uint64_t, const std::function<void()>&) final { fail(ErrorKind::kInternal, name(), " has no graphs"); }
+  [[nodiscard]] int64_t num_graphs() const final { return 0; }
   void wait() final {}
   void upload(void* to, const void* from, int64_t bytes) final {
     if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));

@@ -249,6 +249,7 @@ struct OpLimits {
   int64_t num_experts = 0;     // X, 0: dense
   int64_t experts_per_token = 0;
   int64_t moe_features = 0;  // F of one expert
+  int64_t num_layers = 0;    // of the model whose steps are recorded, 0: none are
 };
 
 // Arguments are trusted here: check(args) in ops/check.h was called where they came from (bindings), or shapes were
@@ -273,16 +274,21 @@ class Backend {
   [[nodiscard]] virtual int64_t page_size() const = 0;                          // P
   [[nodiscard]] virtual int64_t kv_page_bytes(const KvSpec& spec) const = 0;
   [[nodiscard]] virtual int64_t scratch_bytes(const OpLimits& limits) const = 0;
-  virtual void reserve(const OpLimits& limits) = 0;  // the only allocation; scratch_bytes(limits) bytes
+  // The only allocation; scratch_bytes(limits) bytes, with what steps that are recorded later may take.
+  virtual void reserve(const OpLimits& limits) = 0;
 
   // Until the next call, work goes into a stream of the caller's (CUDA: a cudaStream_t), behind what was asked for
   // before; nullptr: back to the backend's own. A backend on the host has none.
   virtual void use_stream(void* stream) = 0;
 
-  // Only where has_graphs(). Calls `work`, which calls operations and nothing else, and records it at the first call
-  // with a key; later ones may only repeat that: shapes and addresses must follow from the key.
+  // Only where has_graphs(). run() does `work`, which calls operations and nothing else. It is called and recorded
+  // where no record of the key is kept, and else what was recorded is repeated: shapes and addresses must follow from
+  // the key. record() records without doing it. Records are dropped where they are too many, those of the earliest use
+  // first.
   [[nodiscard]] virtual bool has_graphs() const = 0;
+  virtual void record(uint64_t key, const std::function<void()>& work) = 0;
   virtual void run(uint64_t key, const std::function<void()>& work) = 0;
+  [[nodiscard]] virtual int64_t num_graphs() const = 0;  // that are kept now; from any thread
 
   // Operations. Where the memory is the host's they are done when they return; elsewhere they may still be running, and
   // sample(), download() and wait() return when all that was called before is done.

@@ -52,31 +52,37 @@ constexpr const char* name_of(WeightFormat f) {
   return "?";
 }
 
-// How activations meet integer weights. Part of the weight, so that it can never depend on the batch.
+// How activations meet weights with codes. Part of the weight, so that it can never depend on the batch.
 //
-// kA8, kA8R and kA15 quantize the activations of each row in groups: the weight's own, or 64 columns where a whole row
-// shares one scale. Every step is one float32 operation, rounded to nearest even; rne() rounds to an integer likewise.
-// For the columns x of one row and group (at most `group` many: the last group may be shorter):
+// kA8, kA8R and kA15 are for integer weights and kE4M3 for fp8; the others for both. The four quantize the activations
+// of each row in groups: the weight's own, or 64 columns where a whole row shares one scale. Every step is one float32
+// operation, rounded to nearest even; rne() rounds to an integer likewise. For the columns x of one row and group (at
+// most `group` many: the last group may be shorter):
 //   amax = max(max |x|, 2^-96)                 the floor keeps every quotient below finite and normal
 //   kA8:   s = amax / 127,    a = rne(x * (127 / amax))
 //   kA8R:  as kA8, and in groups with an outlier a second byte for what is left: r = rne(fma(-s, a, x) * (254 / s)),
 //          s_r = s / 254. A group has an outlier if amax * count > 24 * sum |x|, summed in 16 lanes (column i of the
 //          group in lane i % 16), then lanes 8, 4, 2, 1 apart.
 //   kA15:  s = amax / 16256,  v = rne(x * (16256 / amax)) = 128 h + l with h = (v + 64) >> 7
+//   kE4M3: s = amax / 448,    a = the e4m3 nearest to x * (448 / amax), ties to even, at most 448 either way
 // A NaN or an infinity in a group makes its s NaN, and with it the results of the row.
 //
 // The result is one accumulator per output, from acc = 0 over ascending groups:
 //   dot = sum over the group of (code - zero) * a                           exact (kA15: * v), then float(dot)
+//   kE4M3:  dot = sum over the group of code * a                            in float32: products are exact, sums not
 //   weights with groups:  acc = fma(float(dot) * s, scale, acc)             scale: of the output row and group
 //   whole rows:           acc = fma(float(dot), s, acc)                     and in the end acc = acc * scale
 //   with an outlier:      the same step again with r and s_r, at once after the first
 //   y = acc, or acc + bias
+// The order of kE4M3's sum within a group is the backend's (here: ascending columns), so its bits are those of one kind
+// of chip; as everywhere, they depend on nothing but the row.
 enum class ActMode : uint8_t {
   kA8,    // one signed byte per activation
   kA8R,   // and one for the remainder where an outlier makes the first one coarse
   kA15,   // two signed bytes: nearly lossless
   kBF16,  // activations rounded to bf16, float sums within a group
   kF32,   // activations as they are, float sums within a group
+  kE4M3,  // activations in fp8, float sums within a group
 };
 
 constexpr const char* name_of(ActMode m) {
@@ -91,6 +97,8 @@ constexpr const char* name_of(ActMode m) {
       return "bf16";
     case ActMode::kF32:
       return "f32";
+    case ActMode::kE4M3:
+      return "fp8";
   }
   return "?";
 }
@@ -106,8 +114,8 @@ ActMode parse_act_mode(std::string_view name);
 // Modes kA8, kA8R and kA15 are exact integer sums within an activation group and one float multiply-add per group in
 // ascending order: their bits are the same on every backend, ISA level, batch and thread count.
 //
-// fp8:  W[n, k] = code[n, k] * scale[n, g], codes e4m3 and not NaN, scales float32, no zeros; modes kBF16 and kF32. A
-// backend may refuse it (kUnsupportedModel from packed_bytes).
+// fp8:  W[n, k] = code[n, k] * scale[n, g], codes e4m3 and not NaN, scales float32, no zeros; modes kBF16, kF32 and
+// kE4M3. A backend may refuse it (kUnsupportedModel from packed_bytes).
 struct WeightDesc {
   int64_t n = 0;
   int64_t k = 0;

@@ -1,4 +1,4 @@
-// Integer weights: the definition at ActMode (ops/weights.h), step by step. And fp8, which has codes and scales too.
+// Integer and fp8 weights: the definition at ActMode (ops/weights.h), step by step.
 //
 // Packed weight: [expert] of scales [n, groups] float32, then codes [n, k], then zeros [n, groups], a byte each.
 #include <algorithm>
@@ -65,15 +65,22 @@ bool has_outlier(const float* x, int64_t count, float amax) {
   return amax * static_cast<float>(count) > 24.0f * lanes[0];
 }
 
-Quantized quantize(const float* x, int64_t count, ActMode mode) {
-  Quantized q;
+// NaN where a number is not finite.
+float largest_of(const float* x, int64_t count) {
   float amax = 0x1p-96f;
   for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(x[i])) {
-      q.scale = std::nanf("");
-      return q;
-    }
+    if (!std::isfinite(x[i])) return std::nanf("");
     amax = std::max(amax, std::fabs(x[i]));
+  }
+  return amax;
+}
+
+Quantized quantize(const float* x, int64_t count, ActMode mode) {
+  Quantized q;
+  const float amax = largest_of(x, count);
+  if (std::isnan(amax)) {
+    q.scale = amax;
+    return q;
   }
   const float largest = mode == ActMode::kA15 ? 16256.0f : 127.0f;
   q.scale = amax / largest;
@@ -112,6 +119,36 @@ float int_dot(const IntMatrix& m, const WeightDesc& desc, int64_t n, const std::
   return desc.group == 0 ? acc * m.scales[n] : acc;
 }
 
+// The same for activations in fp8, a group at a time: x ~ scale * value.
+struct QuantizedE4m3 {
+  float scale = 0.0f;
+  std::array<float, 128> value{};
+};
+
+QuantizedE4m3 quantize_e4m3(const float* x, int64_t count) {
+  QuantizedE4m3 q;
+  const float amax = largest_of(x, count);
+  q.scale = amax / 448.0f;
+  if (std::isnan(amax)) return q;
+  const float inverse = 448.0f / amax;
+  for (int64_t i = 0; i < count; ++i) q.value[static_cast<std::size_t>(i)] = to_float(to_e4m3(x[i] * inverse));
+  return q;
+}
+
+float e4m3_dot(const IntMatrix& m, const WeightDesc& desc, int64_t n, const std::vector<QuantizedE4m3>& x) {
+  const int64_t group = desc.act_group();
+  float acc = 0.0f;
+  for (int64_t g = 0; g < std::ssize(x); ++g) {
+    const QuantizedE4m3& q = x[static_cast<std::size_t>(g)];
+    float dot = 0.0f;
+    for (int64_t k = g * group; k < std::min(desc.k, (g + 1) * group); ++k) {
+      dot += code_value(m, desc, n, k) * q.value[static_cast<std::size_t>(k - g * group)];
+    }
+    acc = desc.group == 0 ? std::fma(dot, q.scale, acc) : std::fma(dot * q.scale, m.scales[n * desc.groups() + g], acc);
+  }
+  return desc.group == 0 ? acc * m.scales[n] : acc;
+}
+
 }  // namespace
 
 void code_products(const PackedWeight& w, int64_t expert, const float* x, double* y) {
@@ -128,10 +165,17 @@ void code_products(const PackedWeight& w, int64_t expert, const float* x, double
     }
     return;
   }
-  std::vector<Quantized> groups;
-  for (int64_t k = 0; k < desc.k; k += desc.act_group()) {
-    groups.push_back(quantize(x + k, std::min(desc.act_group(), desc.k - k), desc.act));
+  const auto for_groups = [&](auto&& add) {
+    for (int64_t k = 0; k < desc.k; k += desc.act_group()) add(x + k, std::min(desc.act_group(), desc.k - k));
+  };
+  if (desc.act == ActMode::kE4M3) {
+    std::vector<QuantizedE4m3> groups;
+    for_groups([&](const float* from, int64_t count) { groups.push_back(quantize_e4m3(from, count)); });
+    for (int64_t n = 0; n < desc.n; ++n) y[n] = e4m3_dot(m, desc, n, groups);
+    return;
   }
+  std::vector<Quantized> groups;
+  for_groups([&](const float* from, int64_t count) { groups.push_back(quantize(from, count, desc.act)); });
   for (int64_t n = 0; n < desc.n; ++n) y[n] = int_dot(m, desc, n, groups);
 }
 

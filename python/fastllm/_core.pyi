@@ -452,6 +452,10 @@ class Model:
     def device_free_bytes(self) -> int:
         """Free memory of the device; 0 where it is the host's."""
 
+    @property
+    def num_graphs(self) -> int:
+        """Recorded steps that the device keeps now; 0 where it has none."""
+
     def weight_bytes(self) -> int: ...
 
     def step_bytes(self, *, max_tokens: int, max_seqs: int, max_logit_rows: int, max_pages_per_seq: int) -> int: ...

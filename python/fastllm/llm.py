@@ -44,7 +44,8 @@ class LLM:
             holds exactly stays packed.
         activation_mode: how activations meet integer weights: ``"a8"`` one byte, ``"a8r"`` a second byte where a group
             has an outlier, ``"a15"`` two bytes, ``"bf16"``, ``"f32"``; ``"auto"`` is ``"a8r"``, on CUDA
-            ``"bf16"``, and ``"f32"`` is not there. Or modes by pattern over the matrices, ``{"*.down": "a15"}``.
+            ``"bf16"``, and ``"f32"`` is not there. ``"fp8"`` rounds the activations of fp8 matrices to e4m3 (CUDA;
+            their ``"auto"`` is ``"bf16"``). Or modes by pattern over the matrices, ``{"*.down": "a15"}``.
         kv_cache_dtype: type of the KV cache; ``"auto"`` is the type of the weights. ``"int8"`` halves the memory of
             ``"bfloat16"``, and so does ``"fp8"`` (e4m3), on CUDA alone; docs/quality.md has what they cost.
         max_model_len: longest sequence, prompt and output, in tokens; None is the model's own limit.

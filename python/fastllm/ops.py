@@ -126,13 +126,13 @@ class PackedWeight:
 
         codes [N, K] or [X, N, K] uint8, 0..15 for format "int4", 0..255 for "int8". scales [N, groups] (or [X, N,
         groups]) float32, each exact in scale_dtype; groups = ceil(K / group). group: 32, 64 or 128 columns, or 0: one
-        scale for a whole row. Format "fp8": codes are e4m3, without zeros, scales float32, act "bf16" or "f32"; on CUDA
-        and the reference. zeros like scales, uint8, at most 16 for int4; None: 8 for int4, 128 for int8.
+        scale for a whole row. Format "fp8": codes are e4m3, without zeros, scales float32, act "bf16", "f32" or "fp8";
+        on CUDA and the reference. zeros like scales, uint8, at most 16 for int4; None: 8 for int4, 128 for int8.
 
         act: how activations meet the integers: "a8" (one signed byte each, a scale per row and group), "a8r" (and a
         second byte in groups with an outlier), "a15" (two bytes), "bf16", "f32". The first three give the same bits on
-        every level, backend and number of threads. scale_dtype: "float16" (default) or "bfloat16" with groups,
-        "float32" for whole rows.
+        every level, backend and number of threads. For format "fp8" also "fp8" (one e4m3 each, a scale per row and
+        group). scale_dtype: "float16" (default) or "bfloat16" with groups, "float32" for whole rows.
         """
         self = cls.__new__(cls)
         self.device = _device(device)

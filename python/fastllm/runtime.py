@@ -205,6 +205,7 @@ class Runtime:
             "backend": self._backend_name,
             "isa": isa or None,
             "num_threads": self._num_threads,
+            "num_graphs": self._live().num_graphs,
             "dtype": self.dtype,
             "quantization": self.weights.quantization,
             "activation_mode": self.weights.formats.modes_used,

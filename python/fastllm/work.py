@@ -8,8 +8,8 @@ from typing import Any
 
 from fastllm.checkpoint.formats import MatrixShape, WeightFormats
 
-# Activation mode of an integer matrix -> the type that is multiplied. "int8x2": each product is two of bytes.
-_OF_MODE = {"a8": "int8", "a8r": "int8", "a15": "int8x2", "bf16": "bfloat16", "f32": "float32"}
+# Activation mode of a packed matrix -> the type that is multiplied. "int8x2": each product is two of bytes.
+_OF_MODE = {"a8": "int8", "a8r": "int8", "a15": "int8x2", "bf16": "bfloat16", "f32": "float32", "fp8": "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class WorkPerToken:
     """Two operations for each multiply-add; of experts those that a token chooses.
 
     Attributes:
-        layer_ops: of the matrices of all layers, by arithmetic: "float32", "bfloat16", "int8" or "int8x2".
+        layer_ops: of the matrices of all layers, by arithmetic: "float32", "bfloat16", "int8", "int8x2" or "fp8".
         head_ops: the same of the head, which only tokens need that another one follows.
         pair_ops: of attention in all layers, for each token that a token looks at, without regard to windows.
         weight_bytes: that a step with one token reads.

@@ -65,9 +65,10 @@ def test_a_group_that_does_not_divide_names_matrix_and_what_is_possible(tmp_path
 @pytest.mark.parametrize(
     ("mode", "match"),
     [
-        ("a7", "activation_mode = 'a7' is not known; use one of auto, a8, a8r, a15, bf16, f32"),
+        ("a7", "activation_mode = 'a7' is not known; use one of auto, a8, a8r, a15, bf16, f32, fp8"),
         ({"*.down": "w"}, "activation_mode = 'w' is not known"),
         (5, "activation_mode = 5 must be a mode"),
+        ("fp8", r"'\*' fits none of the 0 fp8 matrices .* a checkpoint of fp8 is held as fp8 on CUDA alone"),
         ({"*.dwon": "a15"}, r"'\*\.dwon' fits none of the 17 integer matrices \(embed, layers\.0\.qkv,"),
     ],
 )

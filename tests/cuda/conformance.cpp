@@ -49,6 +49,8 @@ bool is_alike(uint32_t got, uint32_t want, Compare compare) {
       return std::fabs(g - w) <= 1e-6f;
     case Compare::kMmaSum:
       return std::fabs(g - w) <= 4e-6f * std::fmax(std::fabs(w), 16.0f);
+    case Compare::kMmaFp8:
+      return std::fabs(g - w) <= 33 * 4 * 0x1p-13f;
     case Compare::kBits:
       break;
   }

@@ -198,6 +198,16 @@ struct MmaBytes {
     for (int i = 0; i < 4; ++i) w.put(i, d[i]);
   }
 };
+struct MmaE4m3 {
+  static __device__ void run(Words w) {
+    const auto small = [&](int i) { return w.in[i] & 0xbfbfbfbfu; };  // below 2, and no NaN
+    const uint32_t a[4] = {small(0), small(1), small(2), small(3)};
+    const uint32_t b[2] = {small(4), small(5)};
+    float d[4] = {1.0f, -2.0f, 0.5f, 0.0f};
+    mma_e4m3(d, a, b);
+    for (int i = 0; i < 4; ++i) w.put(i, d[i]);
+  }
+};
 // Sums and extremes do not depend on the order.
 struct Atomics {
   static __device__ void run(Words w) {
@@ -261,6 +271,7 @@ constexpr Case kCases[] = {
     make<MmaBf16>("mma_bf16", Input::kBf16s, Compare::kMmaSum),
     make<MmaF16>("mma_f16", Input::kHalves, Compare::kMmaSum),
     make<MmaBytes>("mma_bytes", Input::kWords, Compare::kBits),
+    make<MmaE4m3>("mma_e4m3", Input::kWords, Compare::kMmaFp8),
     make<Atomics>("atomics", Input::kWords, Compare::kBits),
     make<Loads>("loads", Input::kWords, Compare::kBits),
 };

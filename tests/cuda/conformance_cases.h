@@ -17,6 +17,7 @@ enum class Compare : uint8_t {
   // Words are floats:
   kApprox,    // approximate functions: within 1e-6 of the number, however small it is
   kOrderOne,  // numbers up to 1: within 1e-6
+  kMmaFp8,    // tensor cores, e4m3: 32 products below 4, each aligned to the largest with 13 bits by some chips
   kMmaSum,    // tensor cores: 16 products whose sizes add up to about 16, within 4e-6 of that (some chips truncate)
 };
 enum class Input : uint8_t {

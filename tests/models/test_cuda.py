@@ -98,3 +98,23 @@ def test_integer_weights_give_what_the_processor_gives(
     assert found[1][0] == found[0][0]
     # Both round activations before each product; a sum in another order (norms, attention) may round the other way.
     assert found[1][1] == pytest.approx(found[0][1], rel=2e-2, abs=2e-2)
+
+
+def test_decode_steps_are_recorded_at_the_start_and_repeated(device: str, tmp_path: Path) -> None:
+    """Recorded steps give what steps of another shape give, and records are counted, bounded and in the plan."""
+    case = CASES[0]
+    save(make_model(case), tmp_path)
+    prompts = [prompt_ids(case, seed)[:n] for seed, n in ((1, 24), (2, 1), (3, 17))]
+
+    def tokens(llm: Any, some: list[list[int]]) -> list[list[int]]:
+        return [list(r.outputs[0].token_ids) for r in llm.generate(some, _params())]
+
+    with _open(tmp_path, case, device, max_num_seqs=3) as llm:
+        at_start = llm.info()
+        together = tokens(llm, prompts)
+        after = llm.info()
+        assert [tokens(llm, [p])[0] for p in prompts] == together
+    with _open(tmp_path, case, device, max_num_seqs=2, max_num_batched_tokens=4) as llm:
+        assert tokens(llm, prompts) == together
+    assert 0 < at_start["num_graphs"] <= 16 and at_start["num_graphs"] <= after["num_graphs"] <= 32
+    assert after["num_graphs"] == at_start["num_graphs"], "all shapes of this engine are recorded at the start"

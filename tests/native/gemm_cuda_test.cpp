@@ -60,7 +60,7 @@ struct Weight {
   void fill(fl::Stream& stream, int64_t expert, int64_t begin, int64_t rows, Random& random) {
     const WeightDesc& desc = packed.desc;
     float* out = values.data() + (expert * desc.n + begin) * desc.k;
-    if (!is_integer(desc.format)) {
+    if (!has_codes(desc.format)) {
       std::vector<float> x(at(rows * desc.k));
       for (std::size_t i = 0; i < x.size(); ++i) {
         x[i] = static_cast<float>(random.real(-1, 1));
@@ -76,7 +76,11 @@ struct Weight {
     std::vector<uint8_t> codes(at(rows * desc.k));
     std::vector<float> scales(at(rows * groups));
     std::vector<uint8_t> zeros(at(rows * groups));
-    for (auto& code : codes) code = static_cast<uint8_t>(random.pick(0, largest));
+    const bool is_fp8 = desc.format == WeightFormat::kE4M3;
+    for (auto& code : codes) {
+      code = static_cast<uint8_t>(random.pick(0, largest));
+      if (is_fp8 && (code & 0x7f) == 0x7f) code = 0;  // no NaN
+    }
     for (auto& scale : scales) {
       scale = static_cast<float>(random.real(0.001, 0.1));
       if (desc.scale_dtype != DType::kF32) {
@@ -88,7 +92,8 @@ struct Weight {
       for (int64_t k = 0; k < desc.k; ++k) {
         const std::size_t s = at(r * groups + k / group);
         const int zero = desc.has_zeros ? zeros[s] : (largest + 1) / 2;
-        out[r * desc.k + k] = static_cast<float>(codes[at(r * desc.k + k)] - zero) * scales[s];
+        const uint8_t code = codes[at(r * desc.k + k)];
+        out[r * desc.k + k] = (is_fp8 ? to_float(e4m3{code}) : static_cast<float>(code - zero)) * scales[s];
       }
     }
     const OnDevice c(stream, codes);
@@ -131,9 +136,9 @@ std::vector<float> multiply(fl::Stream& stream, const Weight& w, const std::vect
   const OnDevice groups(stream, std::vector<ActGroup>(at(std::max<int64_t>(1, rows * act_groups))));
   call.x = is_float ? static_cast<const void*>(in.data()) : converted.data();
   call.x_stride = is_float ? desc.k : padded;
-  if (is_integer(desc.format) && has_integer_activations(desc.act)) {
+  if (has_codes(desc.format) && has_act_codes(desc.act)) {
     quantize_rows(stream, in.data(), desc.k, rows, desc.k, desc.act, desc.act_group(),
-                  reinterpret_cast<int8_t*>(converted.data()), padded, groups.data());
+                  reinterpret_cast<uint8_t*>(converted.data()), padded, groups.data());
     call.x_stride = padded * act_planes(desc.act);
     call.x_groups = groups.data();
   } else if (!is_float) {
@@ -191,7 +196,7 @@ WeightDesc desc_of(const Case& c, int64_t experts = 1) {
   WeightDesc desc{c.n, c.k, experts, c.format};
   desc.group = c.group;
   desc.has_zeros = c.has_zeros;
-  desc.scale_dtype = c.group == 0 ? DType::kF32 : c.scale_dtype;
+  desc.scale_dtype = c.group == 0 || c.format == WeightFormat::kE4M3 ? DType::kF32 : c.scale_dtype;
   desc.act = c.act;
   return desc;
 }
@@ -210,6 +215,7 @@ const Case kCases[] = {
     {WeightFormat::kInt4, 17, 1344, 7, 64, true, DType::kBF16},
     {WeightFormat::kInt4, 64, 1280, 65, 128},
     {WeightFormat::kInt4, 24, 576, 12, 0},
+    {WeightFormat::kE4M3, 40, 200, 9, 64},
 };
 
 NATIVE_TEST(products_match_double) {
@@ -236,7 +242,9 @@ NATIVE_TEST(rows_do_not_depend_on_their_batch) {
   for (const Case& c : {Case{WeightFormat::kBF16, 40, 1300, 40}, Case{WeightFormat::kInt4, 40, 1280, 40, 64, true},
                         Case{WeightFormat::kInt8, 24, 1088, 40, 0},
                         Case{WeightFormat::kInt4, 40, 200, 40, 128, true, DType::kF16, ActMode::kA8R},
-                        Case{WeightFormat::kInt8, 150, 230, 40, 0, false, DType::kF32, ActMode::kA15}}) {
+                        Case{WeightFormat::kInt8, 150, 230, 40, 0, false, DType::kF32, ActMode::kA15},
+                        Case{WeightFormat::kE4M3, 40, 200, 40, 128, false, DType::kF32, ActMode::kE4M3},
+                        Case{WeightFormat::kE4M3, 150, 230, 40, 0, false, DType::kF32, ActMode::kE4M3}}) {
     fl::Device device({});
     fl::Stream stream(device);
     const Weight w(stream, desc_of(c), random);

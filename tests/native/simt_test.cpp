@@ -287,6 +287,55 @@ NATIVE_TEST(mma_is_a_matrix_product) {
   }
 }
 
+// fp8 against the elements of its definition, and what chips without the instruction do instead. Sums are exact here.
+NATIVE_TEST(mma_of_e4m3_is_a_matrix_product_by_halves_too) {
+  const auto kernel = +[](const uint32_t* a, const uint32_t* b, float* d) {
+    const uint32_t g = fl::lane_id() / 4;
+    const uint32_t t = fl::lane_id() % 4;
+    // Words of four elements: A [16][8 words], B [8 columns][8 words].
+    const uint32_t af[4] = {a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + 4 + t], a[(g + 8) * 8 + 4 + t]};
+    const uint32_t bf[2] = {b[g * 8 + t], b[g * 8 + 4 + t]};
+    for (uint32_t way = 0; way < 2; ++way) {
+      float df[4] = {0.5f, 0.5f, 0.5f, 0.5f};
+      if (way == 0) {
+        fl::mma_e4m3(df, af, bf);
+      } else {
+        fl::mma_e4m3_by_halves(df, af, bf);
+      }
+      for (uint32_t i = 0; i < 4; ++i) d[way * 128 + (g + i / 2 * 8) * 8 + 2 * t + i % 2] = df[i];
+    }
+  };
+  Random random(options().seed);
+  std::vector<uint8_t> a(16 * 32);
+  std::vector<uint8_t> b(8 * 32);
+  for (auto* bytes : {&a, &b}) {
+    for (uint8_t& code : *bytes) {
+      code = fl::to_e4m3(static_cast<float>(random.pick(-15, 15)) * (random.chance(50) ? 0.25f : 8.0f)).bits;
+    }
+  }
+  const auto words = [](const std::vector<uint8_t>& bytes) {
+    std::vector<uint32_t> out(bytes.size() / 4);
+    std::memcpy(out.data(), bytes.data(), bytes.size());
+    return out;
+  };
+  fl::Device device(device_options());
+  fl::Stream stream(device);
+  const OnDevice ad(stream, words(a));
+  const OnDevice bd(stream, words(b));
+  const OnDevice dd(stream, std::vector<float>(2 * 16 * 8));
+  fl::launch(stream, {"mma", {1}, 32, 0}, kernel, ad.data(), bd.data(), dd.data());
+  const std::vector<float> got = dd.get();
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const std::size_t m = i % 128 / 8;
+    const std::size_t n = i % 8;
+    float want = 0.5f;
+    for (std::size_t k = 0; k < 32; ++k) {
+      want += fl::to_float(fl::e4m3{a[m * 32 + k]}) * fl::to_float(fl::e4m3{b[n * 32 + k]});
+    }
+    require_equal(got[i], want, i < 128 ? "element" : "element by halves");
+  }
+}
+
 // A tile through ldmatrix, as both operands of an MMA: x x^T needs .trans for neither, and movmatrix transposes.
 NATIVE_TEST(ldmatrix_and_movmatrix_move_elements_where_they_belong) {
   const auto kernel = +[](const uint16_t* x, uint32_t* out) {

@@ -13,6 +13,7 @@
 #include "cuda/fl/ptx/barriers.h"
 #include "cuda/fl/ptx/copies.h"
 #include "cuda/fl/ptx/matrix.h"
+#include "cuda/fl/ptx/matrix_fp8.h"
 #include "cuda/fl/ptx/memory.h"
 #include "cuda/fl/ptx/numbers.h"
 #include "cuda/fl/ptx/warp.h"

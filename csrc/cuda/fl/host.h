@@ -44,7 +44,10 @@ class Device {
   // Aligned to 256 bytes. The emulator fills new memory with 0xff, puts guards around it, and takes all access from the
   // host except within the copies of a Stream.
   void* allocate(int64_t bytes, const char* what);
-  void release(void* memory) noexcept;
+  void release(void* memory) noexcept;  // work that was given to a stream before may still use it
+  // Page-locked memory of the host, which the device reads and writes by itself.
+  void* allocate_pinned(int64_t bytes, const char* what);
+  void release_pinned(void* memory) noexcept;
   // Options of later launches (emulator only).
   void set_simt_options(const simt::Options& options);
 
@@ -55,28 +58,29 @@ class Device {
   std::unique_ptr<Impl> impl_;
 };
 
-// Owned memory of a device.
-class DeviceBuffer {
+// Owned memory, of a device or pinned.
+template <void* (Device::*allocate)(int64_t, const char*), void (Device::*release)(void*) noexcept>
+class OwnedBuffer {
  public:
-  DeviceBuffer() = default;
-  DeviceBuffer(Device& device, int64_t bytes, const char* what)
-      : device_(&device), data_(static_cast<std::byte*>(device.allocate(bytes, what))), size_(bytes) {}
-  ~DeviceBuffer() {
-    if (data_ != nullptr) device_->release(data_);
+  OwnedBuffer() = default;
+  OwnedBuffer(Device& device, int64_t bytes, const char* what)
+      : device_(&device), data_(static_cast<std::byte*>((device.*allocate)(bytes, what))), size_(bytes) {}
+  ~OwnedBuffer() {
+    if (data_ != nullptr) (device_->*release)(data_);
   }
-  DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+  OwnedBuffer(OwnedBuffer&& other) noexcept { swap(other); }
+  OwnedBuffer& operator=(OwnedBuffer&& other) noexcept {
     swap(other);
     return *this;
   }
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  OwnedBuffer(const OwnedBuffer&) = delete;
+  OwnedBuffer& operator=(const OwnedBuffer&) = delete;
 
   [[nodiscard]] std::byte* data() const { return data_; }
   [[nodiscard]] int64_t size() const { return size_; }
 
  private:
-  void swap(DeviceBuffer& other) noexcept {
+  void swap(OwnedBuffer& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -85,6 +89,8 @@ class DeviceBuffer {
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
 };
+using DeviceBuffer = OwnedBuffer<&Device::allocate, &Device::release>;
+using PinnedBuffer = OwnedBuffer<&Device::allocate_pinned, &Device::release_pinned>;
 
 // Work recorded once and run many times with the same addresses.
 class Graph {
@@ -94,6 +100,8 @@ class Graph {
   Graph(Graph&&) noexcept;
   Graph& operator=(Graph&&) noexcept;
 
+  [[nodiscard]] int64_t num_launches() const;  // kernels and copies
+
   struct Impl;
   [[nodiscard]] Impl& impl() const { return *impl_; }
 
@@ -101,7 +109,7 @@ class Graph {
   std::unique_ptr<Impl> impl_;
 };
 
-// An ordered queue of work. The emulator does everything at once. Thread contract: one thread at a time.
+// An ordered queue of work. When the emulator does it: simt::Options. Thread contract: one thread at a time.
 class Stream {
  public:
   explicit Stream(Device& device);
@@ -115,7 +123,8 @@ class Stream {
   // one, behind what went there. The emulator has one order of work, and nothing to do.
   void use(void* handle);
 
-  // Host memory must stay as it is until the stream has come past the copy.
+  // Host memory must stay as it is until the stream has come past the copy. From or to pinned memory the call returns
+  // at once.
   void upload(void* device, const void* host, int64_t bytes);
   void download(void* host, const void* device, int64_t bytes);
   void copy(void* to, const void* from, int64_t bytes);  // on the device

@@ -27,6 +27,7 @@
 #include "cuda/gemm/fragments.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/gemm/load_scales.h"
+#include "cuda/gemm/tile_of_block.h"
 
 namespace fastllm::cuda {
 namespace {
@@ -94,14 +95,7 @@ __global__ void __launch_bounds__(kThreads, kTokens == 64 ? 1 : 2) gemm_kernel(G
   Smem& smem = *fl::smem<Smem>();
 
   RowTile tile;
-  if (a.tiles != nullptr) {
-    if (static_cast<int32_t>(blockIdx.x) >= *a.num_tiles) return;
-    tile = a.tiles[blockIdx.x];
-  } else {
-    tile.expert = 0;
-    tile.begin = static_cast<int32_t>(blockIdx.x) * kTokens;
-    tile.count = a.num_rows - tile.begin < kTokens ? a.num_rows - tile.begin : kTokens;
-  }
+  if (!find_tile<kTokens>(a, tile)) return;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int lane = thread % 32;
@@ -337,7 +331,7 @@ int64_t gemm_tickets(int64_t max_tiles) {
 
 void gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspace) {
   if (call.num_rows == 0) return;
-  if (call.x_groups != nullptr) return gemm_int(stream, call);
+  if (call.x_groups != nullptr) return gemm_codes(stream, call);
   switch (call.weight.format) {
     case WeightFormat::kF32:
       return gemm_f32(stream, call);

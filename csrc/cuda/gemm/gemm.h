@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/fl/host.h"
-#include "cuda/gemm/int_activations.h"
+#include "cuda/gemm/act_codes.h"
 #include "cuda/gemm/weight_tiles.h"
 
 namespace fastllm::cuda {
@@ -14,13 +14,13 @@ struct RowTile {
   int32_t count;
 };
 
-// x and y lie in device memory. Weights other than f32 take activations that convert_rows() or, where integers meet
-// integers, quantize_rows() has written.
+// x and y lie in device memory. Weights other than f32 take activations that convert_rows() or, where codes meet codes,
+// quantize_rows() has written.
 struct GemmCall {
   WeightView weight;
   const void* x = nullptr;             // [rows of x, x_stride]: f32, or 8 or 16 bits with K padded to 64 by zeros
   int64_t x_stride = 0;                // elements
-  const ActGroup* x_groups = nullptr;  // of integer activations
+  const ActGroup* x_groups = nullptr;  // of activations in codes
   int64_t num_rows = 0;                // of y (grouped: an upper bound)
   const float* bias = nullptr;         // [experts, N] or nullptr
   float* y = nullptr;
@@ -52,8 +52,8 @@ int64_t gemm_partials(int64_t num_rows, int64_t max_features);
 int64_t gemm_tickets(int64_t max_tiles);
 
 void gemm(fl::Stream& stream, const GemmCall& call, const GemmWorkspace& workspace);
-void gemm_f32(fl::Stream& stream, const GemmCall& call);  // what gemm() does for f32 weights
-void gemm_int(fl::Stream& stream, const GemmCall& call);  // and for integer activations
+void gemm_f32(fl::Stream& stream, const GemmCall& call);    // what gemm() does for f32 weights
+void gemm_codes(fl::Stream& stream, const GemmCall& call);  // and for activations in codes
 
 // out[row, k] = x[row, k] in the type that `format` multiplies with (f16 for f16, else bf16); columns K..padded_k are
 // 0.

@@ -6,6 +6,7 @@
 #include "core/checked.h"
 #include "cuda/fl/gpu.h"
 #include "cuda/gemm/gemm.h"
+#include "cuda/gemm/tile_of_block.h"
 
 namespace fastllm::cuda {
 namespace {
@@ -31,14 +32,7 @@ struct GemmF32Args {
 // registers: 112
 __global__ void __launch_bounds__(kThreads) gemm_f32_kernel(GemmF32Args a) {
   RowTile tile;
-  if (a.tiles != nullptr) {
-    if (static_cast<int32_t>(blockIdx.x) >= *a.num_tiles) return;
-    tile = a.tiles[blockIdx.x];
-  } else {
-    tile.expert = 0;
-    tile.begin = static_cast<int32_t>(blockIdx.x) * kTileRows;
-    tile.count = a.num_rows - tile.begin < kTileRows ? a.num_rows - tile.begin : kTileRows;
-  }
+  if (!find_tile<kTileRows>(a, tile)) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int n = static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (n >= a.w.n) return;  // a whole warp

@@ -15,11 +15,11 @@ void load_activations(fl::Stream& stream, const Mat& x, const Workspace& workspa
   FASTLLM_CHECK(x.rows * padded_k <= workspace.converted_size, "linear: ", x.rows, " x ", padded_k,
                 " activations are more than reserve() planned for");
   call.x = workspace.converted;
-  if (is_integer(weight.format) && has_integer_activations(weight.act)) {
+  if (has_codes(weight.format) && has_act_codes(weight.act)) {
     call.x_stride = padded_k * act_planes(weight.act);
     call.x_groups = workspace.act_groups;
     quantize_rows(stream, x.row<float>(0), x.stride, x.rows, weight.k, weight.act, weight.act_group(),
-                  static_cast<int8_t*>(workspace.converted), padded_k, workspace.act_groups);
+                  static_cast<uint8_t*>(workspace.converted), padded_k, workspace.act_groups);
     return;
   }
   call.x_stride = padded_k;

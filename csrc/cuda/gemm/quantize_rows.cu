@@ -1,15 +1,16 @@
-// Activations to integers, group by group, as ActMode of ops/weights.h defines it:
+// Activations to codes, group by group, as ActMode of ops/weights.h defines it:
 //       s = amax / L,  a = rne(x * (L / amax)),  L = 127 (a8, a8r) or 16256 (a15);  a8r: remainders where one is large
+//       fp8:  L = 448, and a is the nearest e4m3
 //
 // One warp per (row, group); a lane has columns lane, lane + 32, ... of the group. The one float sum (of |x|, for a8r)
 // is in the order of the definition: 16 lanes ascending, then 8, 4, 2, 1 apart; so bits are those of every backend.
 // Bytes: 4 read, 1 or 2 written per activation, 16 per group.
-// Defined by reference/int_linear.cpp; tested in tests/ops/test_int_weights.py.
+// Defined by reference/int_linear.cpp; tested in tests/ops/test_int_weights.py and test_fp8_weights.py.
 #include <cmath>
 
 #include "core/checked.h"
 #include "cuda/fl/gpu.h"
-#include "cuda/gemm/int_activations.h"
+#include "cuda/gemm/act_codes.h"
 
 namespace fastllm::cuda {
 namespace {
@@ -24,7 +25,7 @@ struct QuantizeArgs {
   int64_t num_rows;
   int64_t k;
   int64_t padded_k;
-  int8_t* codes;
+  uint8_t* codes;
   ActGroup* groups;
   int32_t group;
   ActMode mode;
@@ -67,7 +68,8 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(QuantizeArgs a)
   is_finite = fl::all(fl::kFullMask, is_finite);
 
   const bool is_wide = a.mode == ActMode::kA15;
-  const float largest = is_wide ? 16256.0f : 127.0f;
+  const bool is_e4m3 = a.mode == ActMode::kE4M3;
+  const float largest = is_wide ? 16256.0f : is_e4m3 ? 448.0f : 127.0f;
   ActGroup out{};
   out.scale = is_finite ? amax / largest : NAN;
   const float inverse = largest / amax;
@@ -75,13 +77,18 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(QuantizeArgs a)
   if (has_remainders) out.remainder_scale = out.scale / 254.0f;
   const float remainder_inverse = 254.0f / out.scale;
 
-  const int planes = a.mode == ActMode::kA8 ? 1 : 2;
-  int8_t* codes = a.codes + row * planes * a.padded_k;
+  const int planes = a.mode == ActMode::kA8 || is_e4m3 ? 1 : 2;
+  uint8_t* codes = a.codes + row * planes * a.padded_k;
 #pragma unroll
   for (int j = 0; j < kMaxPerLane; ++j) {
     const int32_t i = lane + 32 * j;
     if (i >= padded_count) break;
     const float value = i < count && is_finite ? x[i] : 0.0f;
+    const int64_t at = act_position(first + i);
+    if (is_e4m3) {
+      codes[at] = fl::to_e4m3(value * inverse).bits;
+      continue;
+    }
     const auto code = static_cast<int32_t>(rintf(value * inverse));
     int32_t high = code;
     int32_t low = 0;
@@ -93,9 +100,8 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(QuantizeArgs a)
       out.remainder_sum += low;
     }
     out.sum += code;
-    const int64_t at = act_position(first + i);
-    codes[at] = static_cast<int8_t>(high);
-    if (planes == 2) codes[a.padded_k + at] = static_cast<int8_t>(low);
+    codes[at] = static_cast<uint8_t>(high);
+    if (planes == 2) codes[a.padded_k + at] = static_cast<uint8_t>(low);
   }
   out.sum = sum_over_warp(out.sum);
   out.remainder_sum = sum_over_warp(out.remainder_sum);
@@ -106,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(QuantizeArgs a)
 }  // namespace
 
 void quantize_rows(fl::Stream& stream, const float* x, int64_t x_stride, int64_t num_rows, int64_t k, ActMode mode,
-                   int64_t group, int8_t* codes, int64_t padded_k, ActGroup* groups) {
+                   int64_t group, uint8_t* codes, int64_t padded_k, ActGroup* groups) {
   if (num_rows == 0) return;
   FASTLLM_CHECK(group <= 32 * kMaxPerLane, "quantize_rows: groups of ", group, " columns");
   const QuantizeArgs args{x, x_stride, num_rows, k, padded_k, codes, groups, narrow<int32_t>(group), mode};

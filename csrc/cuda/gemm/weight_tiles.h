@@ -55,7 +55,7 @@ struct WeightView {
   int32_t group_shift = 0;  // columns of a group are 1 << group_shift; 30: the whole row
   WeightFormat format = WeightFormat::kBF16;
   DType scale_dtype = DType::kF16;
-  ActMode act = ActMode::kBF16;  // of integer formats
+  ActMode act = ActMode::kBF16;  // of formats with codes
 
   [[nodiscard]] int64_t act_group() const { return group_shift > 7 ? 64 : int64_t{1} << group_shift; }
 };

@@ -20,7 +20,7 @@ from fastllm.checkpoint.quantized.tensor import QuantizedTensor
 from fastllm.errors import InvalidRequestError
 from fastllm.models.fills import Fill, MatrixFill
 
-ACTIVATION_MODES = ("auto", "a8", "a8r", "a15", "bf16", "f32")
+ACTIVATION_MODES = ("auto", "a8", "a8r", "a15", "bf16", "f32", "fp8")  # "fp8": of fp8 matrices alone
 # The two matrices that are not multiplied once per layer: the head decides the token, the embedding is only looked up.
 _OUTER = ("embed", "lm_head")
 _DEFAULT_GROUP = 128
@@ -97,17 +97,25 @@ class ActivationModes:
                 )
         return cls(tuple(items.items()), auto)
 
-    def of(self, slot: str) -> str:
+    def of(self, slot: str, is_fp8: bool) -> str:
+        """fp8 matrices take bf16 unless they are told "fp8", which says nothing to integer matrices."""
         mode = next((mode for pattern, mode in self.patterns if fnmatchcase(slot, pattern)), "auto")
-        return self.auto if mode == "auto" else mode
+        if is_fp8:
+            return "fp8" if mode == "fp8" else "bf16"
+        return self.auto if mode in ("auto", "fp8") else mode
 
-    def check_used(self, slots: Sequence[str]) -> None:
-        """Refuses a pattern that fits no integer matrix, "*" excepted: it is probably misspelt."""
-        for pattern, _ in self.patterns:
-            if pattern != "*" and not any(fnmatchcase(slot, pattern) for slot in slots):
+    def check_used(self, integers: Sequence[str], fp8: Sequence[str]) -> None:
+        """Refuses a pattern that fits no integer matrix, "*" excepted: it is probably misspelt. And an "fp8" that fits
+        no fp8 matrix: other matrices would go on in another mode."""
+        for pattern, mode in self.patterns:
+            kind, slots = ("fp8", fp8) if mode == "fp8" else ("integer", integers)
+            if pattern == "*" and mode != "fp8":
+                continue
+            if not any(fnmatchcase(slot, pattern) for slot in slots):
                 found = f"{', '.join(slots[:4])}{', ...' if len(slots) > 4 else ''}" if slots else "there are none"
+                hint = "; a checkpoint of fp8 is held as fp8 on CUDA alone" if mode == "fp8" and not slots else ""
                 raise InvalidRequestError(
-                    f"activation_mode: {pattern!r} fits none of the {len(slots)} integer matrices ({found})"
+                    f"activation_mode: {pattern!r} fits none of the {len(slots)} {kind} matrices ({found}){hint}"
                 )
 
 
@@ -124,12 +132,12 @@ class WeightFormats:
 
     @property
     def modes_used(self) -> str:
-        """The activation modes of the integer matrices; "none" without any."""
-        return ", ".join(sorted({self.modes.of(slot) for slot, f in self.packed.items() if not f.is_fp8})) or "none"
+        """The activation modes of the integer and fp8 matrices; "none" without any."""
+        return ", ".join(sorted({self.mode_of(slot) for slot in self.packed})) or "none"
 
     def mode_of(self, slot: str) -> str:
-        """The activation mode of a packed matrix. fp8 has one."""
-        return "bf16" if self.packed[slot].is_fp8 else self.modes.of(slot)
+        """The activation mode of a packed matrix."""
+        return self.modes.of(slot, self.packed[slot].is_fp8)
 
     def native(self) -> dict[str, Any]:
         return {
@@ -178,7 +186,9 @@ def choose_formats(
         decoded[found] += len({s.name for _, s in sources if isinstance(s, QuantizedTensor)})
         if rounding is not None and not shape.is_fixed:
             packed[shape.slot] = rounding.format_of(shape)
-    modes.check_used([slot for slot, f in packed.items() if not f.is_fp8])
+    modes.check_used(
+        [slot for slot, f in packed.items() if not f.is_fp8], [slot for slot, f in packed.items() if f.is_fp8]
+    )
     return WeightFormats(packed, frozenset(kept), +decoded, modes)
 
 

@@ -17,7 +17,7 @@ Quantization = Annotated[
     str | None, typer.Option(help='Round weights while loading: "int4", "int8", or with a group size "int4-g128".')
 ]
 ActivationMode = Annotated[
-    str, typer.Option(help='How activations meet integer weights: "auto", "a8", "a8r", "a15", "bf16", "f32".')
+    str, typer.Option(help='How activations meet packed weights: "auto", "a8", "a8r", "a15", "bf16", "f32", "fp8".')
 ]
 PackedCache = Annotated[
     Path | None, typer.Option(help="Directory for packed weights; the next start reads them from there.")

@@ -139,10 +139,25 @@ void* Device::allocate(int64_t bytes, const char* what) {
   return memory;
 }
 
-void Device::release(void* memory) noexcept { cudaFree(memory); }  // any current device will do
+void Device::release(void* memory) noexcept { cudaFree(memory); }  // any current device will do; waits for its work
+
+void* Device::allocate_pinned(int64_t bytes, const char* what) {
+  const Current current(impl_->ordinal);
+  void* memory = nullptr;
+  const cudaError_t error = cudaMallocHost(&memory, static_cast<std::size_t>(std::max<int64_t>(bytes, 1)));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail(ErrorKind::kOutOfMemory, what, ": the system refused ", bytes, " bytes of page-locked memory");
+  }
+  check(error, what);
+  return memory;
+}
+
+void Device::release_pinned(void* memory) noexcept { cudaFreeHost(memory); }
 
 struct Graph::Impl {
   cudaGraphExec_t exec = nullptr;
+  std::size_t num_nodes = 0;
   ~Impl() {
     if (exec != nullptr) cudaGraphExecDestroy(exec);
   }
@@ -151,6 +166,7 @@ Graph::Graph() : impl_(std::make_unique<Impl>()) {}
 Graph::~Graph() = default;
 Graph::Graph(Graph&&) noexcept = default;
 Graph& Graph::operator=(Graph&&) noexcept = default;
+int64_t Graph::num_launches() const { return static_cast<int64_t>(impl_->num_nodes); }
 
 struct Stream::Impl {
   cudaStream_t own = nullptr;
@@ -233,14 +249,17 @@ void Stream::synchronize() {
 void Stream::begin_capture() {
   impl_->check_usable();
   FASTLLM_CHECK(!device_.properties().is_synchronous, "begin_capture() where every launch is waited for");
-  check(cudaStreamBeginCapture(impl_->stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  // The first launch of a kernel loads it, which stricter modes may take for an unsafe call; no other one is made here.
+  check(cudaStreamBeginCapture(impl_->stream, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
 }
 Graph Stream::end_capture() {
   cudaGraph_t recorded = nullptr;
   check(cudaStreamEndCapture(impl_->stream, &recorded), "cudaStreamEndCapture");
   Graph graph;
+  const cudaError_t counted = cudaGraphGetNodes(recorded, nullptr, &graph.impl().num_nodes);
   const cudaError_t error = cudaGraphInstantiate(&graph.impl().exec, recorded, 0);
   cudaGraphDestroy(recorded);
+  check(counted, "cudaGraphGetNodes");
   check(error, "cudaGraphInstantiate");
   return graph;
 }

@@ -1,4 +1,5 @@
-// The host's side of the emulator: memory with guards that the host cannot touch, immediate streams, graphs as lists.
+// The host's side of the emulator: memory with guards that the host cannot touch, one queue of work for all streams,
+// graphs as lists.
 #include "cuda/fl/host.h"
 
 #include <sys/mman.h>
@@ -6,8 +7,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/checked.h"
@@ -32,10 +35,12 @@ struct Allocation {
   std::byte* data;
   int64_t bytes;
   const char* what;
+  bool is_released = false;  // and unmapped when no work is left that might use it
 
   [[nodiscard]] std::byte* inside_begin() const { return mapping + kGuardBytes; }
   [[nodiscard]] int64_t inside_bytes() const { return mapping_bytes - 2 * kGuardBytes; }
   void protect(int access) const { mprotect(inside_begin(), static_cast<std::size_t>(inside_bytes()), access); }
+  void unmap() const { munmap(mapping, static_cast<std::size_t>(mapping_bytes)); }
 };
 
 DeviceProperties properties_of(int arch) {
@@ -65,8 +70,45 @@ struct Device::Impl {
   std::map<uintptr_t, Allocation> allocations;  // by data
   int64_t used = 0;
   int accesses = 0;
-  std::mutex launch_mutex;  // one grid at a time: the stacks are shared
+  std::deque<std::function<void()>> queue;  // work of streams that is still to be done
+  std::mutex launch_mutex;                  // one grid at a time: the stacks are shared
   simt::StackPool stacks;
+
+  ~Impl() {
+    for (const auto& [address, a] : allocations) a.unmap();
+  }
+
+  void run_or_queue(std::function<void()> work) {
+    if (options.streams == simt::Streams::kAtOnce) return work();
+    const std::scoped_lock lock(mutex);
+    queue.push_back(std::move(work));
+  }
+  // Work stays in the queue while it is done. What is left after an error is forgotten.
+  void run_queue() {
+    std::unique_lock lock(mutex);
+    try {
+      while (!queue.empty()) {
+        const std::function<void()>& work = queue.front();
+        lock.unlock();
+        work();
+        lock.lock();
+        queue.pop_front();
+      }
+    } catch (...) {
+      lock.lock();
+      queue.clear();
+      unmap_released();
+      throw;
+    }
+    unmap_released();
+  }
+  // Call with the mutex held.
+  void unmap_released() {
+    std::erase_if(allocations, [](const auto& entry) {
+      if (entry.second.is_released) entry.second.unmap();
+      return entry.second.is_released;
+    });
+  }
 
   // The allocation that holds [p, p + bytes), or nullptr. Call with the mutex held.
   const Allocation* find(const void* p, int64_t bytes) const {
@@ -165,7 +207,7 @@ void* Device::allocate(int64_t bytes, const char* what) {
   void* mapping = mmap(nullptr, static_cast<std::size_t>(mapping_bytes), PROT_NONE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping == MAP_FAILED) fail(ErrorKind::kOutOfMemory, what, ": the system refused ", bytes, " bytes");
-  Allocation a{static_cast<std::byte*>(mapping), mapping_bytes, nullptr, bytes, what};
+  Allocation a{static_cast<std::byte*>(mapping), mapping_bytes, nullptr, bytes, what, false};
   a.data = a.inside_begin() + kGuardBytes;
   a.protect(PROT_READ | PROT_WRITE);
   std::fill(a.inside_begin(), a.data, kGuard);
@@ -182,9 +224,14 @@ void Device::release(void* memory) noexcept {
   const auto it = impl_->allocations.find(reinterpret_cast<uintptr_t>(memory));
   if (it == impl_->allocations.end()) return;
   impl_->used -= it->second.bytes;
-  munmap(it->second.mapping, static_cast<std::size_t>(it->second.mapping_bytes));
-  impl_->allocations.erase(it);
+  it->second.is_released = true;
+  if (impl_->queue.empty()) impl_->unmap_released();
 }
+
+void* Device::allocate_pinned(int64_t bytes, const char*) {
+  return ::operator new(static_cast<std::size_t>(bytes), std::align_val_t{kGuardBytes});
+}
+void Device::release_pinned(void* memory) noexcept { ::operator delete(memory, std::align_val_t{kGuardBytes}); }
 
 struct Graph::Impl {
   std::vector<std::function<void()>> work;
@@ -193,8 +240,10 @@ Graph::Graph() : impl_(std::make_unique<Impl>()) {}
 Graph::~Graph() = default;
 Graph::Graph(Graph&&) noexcept = default;
 Graph& Graph::operator=(Graph&&) noexcept = default;
+int64_t Graph::num_launches() const { return std::ssize(impl_->work); }
 
 struct Stream::Impl {
+  Device::Impl& device;
   bool is_capturing = false;
   Graph captured;
 
@@ -202,12 +251,12 @@ struct Stream::Impl {
     if (is_capturing) {
       captured.impl().work.push_back(std::move(work));
     } else {
-      work();
+      device.run_or_queue(std::move(work));
     }
   }
 };
 
-Stream::Stream(Device& device) : device_(device), impl_(std::make_unique<Impl>()) {}
+Stream::Stream(Device& device) : device_(device), impl_(new Impl{device.impl(), false, {}}) {}
 Stream::~Stream() = default;
 
 void Stream::use(void*) {}
@@ -243,7 +292,10 @@ void Stream::fill(void* device, uint8_t byte, int64_t bytes) {
     std::memset(device, byte, static_cast<std::size_t>(bytes));
   });
 }
-void Stream::synchronize() { FASTLLM_CHECK(!impl_->is_capturing, "synchronize() within a capture"); }
+void Stream::synchronize() {
+  FASTLLM_CHECK(!impl_->is_capturing, "synchronize() within a capture");
+  device_.impl().run_queue();
+}
 
 void Stream::begin_capture() {
   FASTLLM_CHECK(!impl_->is_capturing, "begin_capture() within a capture");
@@ -261,7 +313,7 @@ void Stream::abort_capture() noexcept {
 }
 void Stream::run(const Graph& graph) {
   FASTLLM_CHECK(!impl_->is_capturing, "a graph within a capture");
-  for (const auto& work : graph.impl().work) work();
+  for (const auto& work : graph.impl().work) device_.impl().run_or_queue(work);
 }
 
 void Stream::launch_cuda(const LaunchConfig& config, const void*, std::span<void* const>) {

@@ -87,6 +87,7 @@ template <class T>
 float half_value(uint32_t word, std::size_t i) {
   return to_float(T{half_of(word, static_cast<int>(i))});
 }
+inline float e4m3_value(uint32_t word, std::size_t i) { return to_float(e4m3{static_cast<uint8_t>(word >> (8 * i))}); }
 template <class T>
 int32_t byte_value(uint32_t word, std::size_t i) {
   return static_cast<T>(word >> (8 * i));
@@ -127,6 +128,9 @@ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 }
 inline void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simt::Site site = simt::here()) {
   simt::mma<32, int32_t, uint32_t>("mma_u8s8", d, a, b, site, simt::byte_value<uint8_t>, simt::byte_value<int8_t>);
+}
+inline void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simt::Site site = simt::here()) {
+  simt::mma<32, float, double>("mma_e4m3", d, a, b, site, simt::e4m3_value, simt::e4m3_value);
 }
 
 }  // namespace fl

@@ -15,10 +15,16 @@ enum class AsyncCopies : uint8_t {
   kAtWait,   // shows a missing or too weak wait: the bytes are not there yet
 };
 
+enum class Streams : uint8_t {
+  kAtOnce,  // errors are those of the call that made them
+  kAtWait,  // shows host memory that is changed, or read, before a stream has come past its copy
+};
+
 struct Options {
   Order order = Order::kForward;
   AsyncCopies async_copies = AsyncCopies::kAtWait;
   uint64_t seed = 0;  // of kShuffled
+  Streams streams = Streams::kAtOnce;
 };
 
 }  // namespace fl::simt

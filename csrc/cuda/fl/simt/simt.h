@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "cuda/fl/mma_by_halves.h"
 #include "cuda/fl/simt/barriers.h"
 #include "cuda/fl/simt/copies.h"
 #include "cuda/fl/simt/matrix.h"

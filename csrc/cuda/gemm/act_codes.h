@@ -1,4 +1,4 @@
-// Activations as integers: what the modes a8, a8r and a15 of ops/weights.h make of a row.
+// Activations as codes: what the modes a8, a8r, a15 and fp8 of ops/weights.h make of a row.
 #pragma once
 
 #include "cuda/fl/host.h"
@@ -6,13 +6,13 @@
 
 namespace fastllm::cuda {
 
-constexpr bool has_integer_activations(ActMode mode) {
-  return mode == ActMode::kA8 || mode == ActMode::kA8R || mode == ActMode::kA15;
+constexpr bool has_act_codes(ActMode mode) {
+  return mode == ActMode::kA8 || mode == ActMode::kA8R || mode == ActMode::kA15 || mode == ActMode::kE4M3;
 }
-// Signed bytes per activation. a8r: code, remainder. a15: v = 128 high + low.
-constexpr int act_planes(ActMode mode) { return mode == ActMode::kA8 ? 1 : 2; }
+// Bytes per activation, signed or e4m3. a8r: code, remainder. a15: v = 128 high + low.
+constexpr int act_planes(ActMode mode) { return mode == ActMode::kA8 || mode == ActMode::kE4M3 ? 1 : 2; }
 
-// One group of a row. Sums are what the zero of a weight is multiplied by.
+// One group of a row. Sums are what the zero of an integer weight is multiplied by; 0 of fp8.
 struct alignas(16) ActGroup {
   float scale;
   float remainder_scale;  // 0: nothing remains, or the mode has no remainders
@@ -28,6 +28,6 @@ FASTLLM_HOST_DEVICE constexpr int64_t act_position(int64_t col) {
 
 // codes [num_rows][planes][padded_k], groups [num_rows][ceil(k / group)]. Columns from k to padded_k become 0.
 void quantize_rows(fl::Stream& stream, const float* x, int64_t x_stride, int64_t num_rows, int64_t k, ActMode mode,
-                   int64_t group, int8_t* codes, int64_t padded_k, ActGroup* groups);
+                   int64_t group, uint8_t* codes, int64_t padded_k, ActGroup* groups);
 
 }  // namespace fastllm::cuda

@@ -1,12 +1,14 @@
-// y[m, n] = sum over k of x[m, k] * W[n, k] + bias[n], integer weights times activations in integers (a8, a8r, a15):
-// the accumulator of ActMode in ops/weights.h, step by step, so its bits are those of every backend.
+// y[m, n] = sum over k of x[m, k] * W[n, k] + bias[n], codes times codes: integer weights with activations in integers
+// (a8, a8r, a15), fp8 with fp8. The accumulator of ActMode in ops/weights.h, step by step.
 //       dot = sum over a group of code * a - zero * sum of a              exact in int32, whatever the order
+//       fp8:  sum over a group of code * a, in float32 as the tensor cores add, 32 columns at a time, ascending
 //       acc = fma(float(dot) * s, scale, acc), groups ascending           whole rows: fma(float(dot), s, acc) * scale
+// So the bits of integers are those of every backend. Those of fp8 are the same for every batch, tile and neighbour.
 //
-// Output rows of W on M of the tensor core (m16n8k32, unsigned times signed bytes), tokens on N, as in gemm.cu, and the
-// same tiles of weights: in a step of 32 columns a lane has rows g and g + 8, columns 2t, 2t + 1, 2t + 8, 2t + 9 of
-// both micro-tiles; the four bytes of each become a register, and activations lie in the same order
-// (int_activations.h). Codes stay unsigned; what the zero takes away is one multiplication per group, the sum of the
+// Output rows of W on M of the tensor core (m16n8k32; unsigned times signed bytes, or e4m3), tokens on N, as in
+// gemm.cu, and the same tiles of weights: in a step of 32 columns a lane has rows g and g + 8, columns 2t, 2t + 1, 2t +
+// 8, 2t + 9 of both micro-tiles; the four bytes of each become a register, and activations lie in the same order
+// (act_codes.h). Codes stay unsigned; what the zero takes away is one multiplication per group, the sum of the
 // activations being there.
 //
 // CTA = 16 kWarps rows of W x 8, 16, 32 or 64 tokens, walking over all of K: the chain of multiply-adds allows no
@@ -15,19 +17,22 @@
 // all.
 //
 // Bytes: N * K * bits / 8 once per tile of tokens. Defined by reference/int_linear.cpp; tested in
-// tests/ops/test_int_weights.py (bits) and tests/native/gemm_cuda_test.cpp (orders).
+// tests/ops/test_int_weights.py (bits), test_fp8_weights.py and tests/native/gemm_cuda_test.cpp (orders).
+#include <type_traits>
+
 #include "core/checked.h"
 #include "core/error.h"
 #include "cuda/fl/gpu.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/gemm/load_scales.h"
+#include "cuda/gemm/tile_of_block.h"
 
 namespace fastllm::cuda {
 namespace {
 
-struct GemmIntArgs {
+struct GemmCodesArgs {
   WeightView w;
-  const int8_t* x;
+  const uint8_t* x;
   const ActGroup* x_groups;
   int64_t x_stride;  // bytes of a row, all planes
   int32_t num_rows;
@@ -55,7 +60,7 @@ struct Shared {
   static constexpr int kWords = words_per_chunk(kFormat);
   static constexpr int kPitch = kPlanes * kChunkCols + 16;
   fl::Vec<uint32_t, 4> weights[kStages][kWarps][kWords][32];
-  alignas(16) int8_t x[kStages][kTokens][kPitch];
+  alignas(16) uint8_t x[kStages][kTokens][kPitch];
   ActGroup groups[kStages][kTokens][2];  // of columns 0-31 and 32-63 of the chunk
 };
 
@@ -63,7 +68,7 @@ struct Shared {
 template <WeightFormat kFormat, int kWords>
 __device__ inline void load_codes(uint32_t (&a)[4], const fl::Vec<uint32_t, 4> (&words)[kWords], int step) {
   for (int i = 0; i < 2; ++i) {
-    if constexpr (kFormat == WeightFormat::kInt8) {
+    if constexpr (kFormat != WeightFormat::kInt4) {
       const uint32_t low = words[step][2 * i];  // columns 2t, 2t + 1: of row g, of row g + 8
       const uint32_t high = words[step][2 * i + 1];
       a[2 * i] = fl::prmt(low, high, 0x5410u);
@@ -76,9 +81,17 @@ __device__ inline void load_codes(uint32_t (&a)[4], const fl::Vec<uint32_t, 4> (
   }
 }
 
+// Sums of products: of integers, exact, or of e4m3.
+template <WeightFormat kFormat>
+using Dot = std::conditional_t<kFormat == WeightFormat::kE4M3, float, int32_t>;
+
+__device__ inline void mma(int32_t (&d)[4], const uint32_t (&w)[4], const uint32_t (&x)[2]) { fl::mma_u8s8(d, w, x); }
+__device__ inline void mma(float (&d)[4], const uint32_t (&w)[4], const uint32_t (&x)[2]) { fl::mma_e4m3(d, w, x); }
+
 // registers: 232
 template <WeightFormat kFormat, int kPlanes, int kTokens>
-__global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTokens>) gemm_int_kernel(GemmIntArgs a) {
+__global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTokens>)
+    gemm_codes_kernel(GemmCodesArgs a) {
   using Smem = Shared<kFormat, kPlanes, kTokens>;
   constexpr int kWarps = Smem::kWarps;
   constexpr int kStages = Smem::kStages;
@@ -88,14 +101,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTok
   Smem& smem = *fl::smem<Smem>();
 
   RowTile tile;
-  if (a.tiles != nullptr) {
-    if (static_cast<int32_t>(blockIdx.x) >= *a.num_tiles) return;
-    tile = a.tiles[blockIdx.x];
-  } else {
-    tile.expert = 0;
-    tile.begin = static_cast<int32_t>(blockIdx.x) * kTokens;
-    tile.count = a.num_rows - tile.begin < kTokens ? a.num_rows - tile.begin : kTokens;
-  }
+  if (!find_tile<kTokens>(a, tile)) return;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int lane = thread % 32;
@@ -122,7 +128,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTok
       const int token = i / kPieces;
       const int piece = i % kPieces;
       const bool is_there = token < tile.count;
-      const int8_t* x = a.x;
+      const uint8_t* x = a.x;
       if (is_there) {
         x +=
             row_of_token(token) * a.x_stride + piece / 4 * (a.x_stride / kPlanes) + chunk * kChunkCols + piece % 4 * 16;
@@ -144,13 +150,13 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTok
   }
 
   float acc[kTiles][4];
-  int32_t dot[kPlanes][kTiles][4];
+  Dot<kFormat> dot[kPlanes][kTiles][4];
   const auto clear_dots = [&] {
 #pragma unroll
     for (int p = 0; p < kPlanes; ++p) {
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
-        for (int i = 0; i < 4; ++i) dot[p][j][i] = 0;
+        for (int i = 0; i < 4; ++i) dot[p][j][i] = {};
       }
     }
   };
@@ -169,11 +175,13 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTok
         const ActGroup group = smem.groups[stage][8 * j + 2 * t + c][step];
         for (int r = 0; r < 2; ++r) {
           const int i = 2 * r + c;
-          const auto add = [&](int32_t sum, float s) {
+          const auto add = [&](auto sum, float s) {
             const auto value = static_cast<float>(sum);
             acc[j][i] = has_groups ? fmaf(value * s, scales[r], acc[j][i]) : fmaf(value, s, acc[j][i]);
           };
-          if constexpr (kPlanes == 1) {
+          if constexpr (kFormat == WeightFormat::kE4M3) {
+            add(dot[0][j][i], group.scale);
+          } else if constexpr (kPlanes == 1) {
             add(dot[0][j][i] - zeros[r] * group.sum, group.scale);
           } else if (a.w.act == ActMode::kA15) {
             add(128 * dot[0][j][i] + dot[1][j][i] - zeros[r] * group.sum, group.scale);
@@ -222,7 +230,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTok
         if constexpr (kTiles == 1) {
           uint32_t b[2];
           fl::ldmatrix(b, fl::smem_addr(&smem.x[stage][lane % 8][p * kChunkCols + step * 32 + lane / 8 % 2 * 16]));
-          fl::mma_u8s8(dot[p][0], w, b);
+          mma(dot[p][0], w, b);
         } else {
 #pragma unroll
           for (int j = 0; j < kTiles; j += 2) {
@@ -231,8 +239,8 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTok
             fl::ldmatrix(b, fl::smem_addr(&smem.x[stage][token][p * kChunkCols + step * 32 + lane / 8 % 2 * 16]));
             const uint32_t even[2] = {b[0], b[1]};
             const uint32_t odd[2] = {b[2], b[3]};
-            fl::mma_u8s8(dot[p][j], w, even);
-            fl::mma_u8s8(dot[p][j + 1], w, odd);
+            mma(dot[p][j], w, even);
+            mma(dot[p][j + 1], w, odd);
           }
         }
       }
@@ -258,19 +266,19 @@ __global__ void __launch_bounds__(32 * kWarpsOf<kTokens>, kMinCtas<kPlanes, kTok
 }
 
 template <WeightFormat kFormat, int kPlanes, int kTokens>
-void launch(fl::Stream& stream, const GemmIntArgs& args, const GemmCall& call) {
+void launch(fl::Stream& stream, const GemmCodesArgs& args, const GemmCall& call) {
   using Smem = Shared<kFormat, kPlanes, kTokens>;
   const int64_t num_tiles = call.tiles != nullptr ? call.max_tiles : ceil_div(call.num_rows, kTokens);
   const int64_t num_strips = ceil_div(call.weight.n, Smem::kWarps * kStripRows);
   FASTLLM_CHECK(num_tiles <= INT32_MAX && num_strips <= 65535, "gemm: ", call.num_rows, " rows x ", call.weight.n,
                 " outputs are more than a grid holds");
   const fl::Dim3 grid{static_cast<uint32_t>(num_tiles), static_cast<uint32_t>(num_strips), 1};
-  fl::launch(stream, {"gemm_int", grid, 32 * Smem::kWarps, static_cast<int64_t>(sizeof(Smem))},
-             gemm_int_kernel<kFormat, kPlanes, kTokens>, args);
+  fl::launch(stream, {"gemm_codes", grid, 32 * Smem::kWarps, static_cast<int64_t>(sizeof(Smem))},
+             gemm_codes_kernel<kFormat, kPlanes, kTokens>, args);
 }
 
 template <WeightFormat kFormat, int kPlanes>
-void launch(fl::Stream& stream, const GemmIntArgs& args, const GemmCall& call) {
+void launch(fl::Stream& stream, const GemmCodesArgs& args, const GemmCall& call) {
   switch (tile_rows_of(call)) {
     case 8:
       return launch<kFormat, kPlanes, 8>(stream, args, call);
@@ -284,17 +292,17 @@ void launch(fl::Stream& stream, const GemmIntArgs& args, const GemmCall& call) {
 }
 
 template <WeightFormat kFormat>
-void launch(fl::Stream& stream, const GemmIntArgs& args, const GemmCall& call) {
+void launch_int(fl::Stream& stream, const GemmCodesArgs& args, const GemmCall& call) {
   if (act_planes(call.weight.act) == 1) return launch<kFormat, 1>(stream, args, call);
   launch<kFormat, 2>(stream, args, call);
 }
 
 }  // namespace
 
-void gemm_int(fl::Stream& stream, const GemmCall& call) {
-  GemmIntArgs args{};
+void gemm_codes(fl::Stream& stream, const GemmCall& call) {
+  GemmCodesArgs args{};
   args.w = call.weight;
-  args.x = static_cast<const int8_t*>(call.x);
+  args.x = static_cast<const uint8_t*>(call.x);
   args.x_groups = call.x_groups;
   args.x_stride = call.x_stride;
   args.num_rows = narrow<int32_t>(call.num_rows, "rows");
@@ -305,8 +313,9 @@ void gemm_int(fl::Stream& stream, const GemmCall& call) {
   args.row_ids = call.row_ids;
   args.tiles = call.tiles;
   args.num_tiles = call.num_tiles;
-  if (call.weight.format == WeightFormat::kInt8) return launch<WeightFormat::kInt8>(stream, args, call);
-  launch<WeightFormat::kInt4>(stream, args, call);
+  if (call.weight.format == WeightFormat::kE4M3) return launch<WeightFormat::kE4M3, 1>(stream, args, call);
+  if (call.weight.format == WeightFormat::kInt8) return launch_int<WeightFormat::kInt8>(stream, args, call);
+  launch_int<WeightFormat::kInt4>(stream, args, call);
 }
 
 }  // namespace fastllm::cuda
