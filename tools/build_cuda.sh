@@ -10,6 +10,7 @@ options=(-DFASTLLM_CUDA=ON -DFASTLLM_PYTHON=OFF "-DFASTLLM_WERROR=${FASTLLM_WERR
 if command -v ccache >/dev/null; then  # it repeats the messages of ptxas, too
   options+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 fi
+mkdir -p build
 cmake -S . -B build/cuda "${options[@]}" >build/cuda-configure.log 2>&1 || { cat build/cuda-configure.log; exit 1; }
 cmake --build build/cuda --target clean
 log=build/cuda/build.log
