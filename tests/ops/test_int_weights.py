@@ -299,7 +299,7 @@ def packed(codes=CODES, scales=SCALES, zeros=None, **options):
         (lambda: packed(group=48), "PackedWeight: group is 48, expected 32, 64, 128, or 0 for whole rows"),
         (lambda: packed(group=-64), "PackedWeight: group is -64"),
         (lambda: packed(format="int3"), 'format is "int3"; int8, int4 and fp8 are known'),
-        (lambda: packed(act="a16"), 'act is "a16"; a8, a8r, a15, bf16 and f32 are known'),
+        (lambda: packed(act="a16"), 'act is "a16"; a8, a8r, a15, bf16, f32 and fp8 are known'),
         (lambda: packed(scale_dtype="float32"), "scale_dtype is float32, expected float16 or bfloat16"),
         (lambda: packed(group=0, scale_dtype="float16"), "scale_dtype is float16, expected float32"),
         (lambda: packed(group=32), r"PackedWeight: scales has 4 elements, expected 8"),
