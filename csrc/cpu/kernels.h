@@ -63,7 +63,7 @@ constexpr int64_t kRowScaleBytes = 4 * kPanelRows;
 
 // Prepares columns [k_begin, k_end) of rows of x for the kernels of one LinearEntry, in tiles of up to `row_tile` rows
 // whose innermost index is the row; a tile begins at its first row * packed_row_bytes. The layout within belongs to the
-// entry. k_begin is a multiple of kPackColumns, or of another number that is one of format.group and of 32.
+// entry. k_begin is a multiple of format.group and of 32.
 struct PackRowsJob {
   const float* x = nullptr;  // at column k_begin
   int64_t x_stride = 0;
