@@ -66,7 +66,6 @@ def gptq(
     """`order`: "static", "group" or "none", as the Hessian was made."""
     num_rows, num_cols = weights.shape
     size = group_size(scheme, num_cols)
-    factor = hessian.factor  # first: while it is computed, copies of the weights would only take memory
     rest = weights.clone()
     rest[:, hessian.is_dead] = 0.0
     permutation = hessian.order
@@ -82,7 +81,8 @@ def gptq(
         rest = rest[:, permutation]
         if is_known:
             group_of = group_of[permutation]
-    codes = torch.empty(rest.shape, dtype=torch.uint8, device=rest.device)
+    factor = hessian.factor
+    codes = torch.empty_like(rest)
     for begin in range(0, num_cols, BLOCK):
         end = min(begin + BLOCK, num_cols)
         if not is_known and begin % size == 0:
@@ -94,7 +94,7 @@ def gptq(
             g = int(group_of[begin + i])
             column, scale, zero = block[:, i], scales[:, g], zeros[:, g]
             code = encode(column, scale, zero, scheme.bits)
-            codes[:, begin + i] = code.to(torch.uint8)
+            codes[:, begin + i] = code
             error = (column - (code - zero) * scale) / local[i, i]
             errors[:, i] = error
             block[:, i + 1 :].addr_(error, local[i, i + 1 :], alpha=-1.0)
@@ -104,6 +104,6 @@ def gptq(
         codes, group_of = codes[:, inverse], group_of[inverse]
     is_plain = order != "group" or size == num_cols
     return Codes(
-        scheme, codes, scales, zeros.to(torch.uint8), scale_dtype,
+        scheme, codes.to(torch.uint8), scales, zeros.to(torch.uint8), scale_dtype,
         None if is_plain else group_of.to(torch.int32),
     )  # fmt: skip

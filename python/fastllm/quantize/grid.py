@@ -39,13 +39,12 @@ class Codes:
 
     def values(self) -> Tensor:
         """What a reader makes of it, float32 [N, K]."""
-        values = self.codes.float()
+        num_cols = self.codes.shape[1]
         if self.group_of is not None:
             index = self.group_of.long()
-            return values.sub_(self.zeros[:, index]).mul_(self.scales[:, index])
-        groups = values.view(*self.scales.shape, -1)
-        groups.sub_(self.zeros.unsqueeze(-1)).mul_(self.scales.unsqueeze(-1))
-        return values
+        else:
+            index = torch.arange(num_cols, device=self.codes.device) // (num_cols // self.scales.shape[1])
+        return (self.codes.float() - self.zeros.float()[:, index]) * self.scales[:, index]
 
 
 def group_size(scheme: Scheme, num_cols: int) -> int:

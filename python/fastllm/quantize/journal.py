@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,12 @@ class Journal:
     def _hidden_path(self, layer: int) -> Path:
         return self._work / f"hidden-{layer}.f32"
 
-    def hidden(self, layer: int, shape: tuple[int, int, int], step: int) -> Iterator[F32]:
-        """The inputs of a layer, float32 [S, L, E], from a file: `step` sequences at a time. Read, not mapped: pages of
-        a file count as memory of the process until the system takes them back."""
+    def hidden(self, layer: int, shape: tuple[int, ...]) -> F32:
+        """The inputs of a layer, float32 [S, L, E], in a file: they need no memory of this process for long."""
         path = self._hidden_path(layer)
         if path.stat().st_size != 4 * math.prod(shape):
             raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, expected {4 * math.prod(shape)}")
-        with open(path, "rb") as file:
-            for begin in range(0, shape[0], step):
-                piece = (min(step, shape[0] - begin), *shape[1:])
-                yield np.fromfile(file, np.float32, math.prod(piece)).reshape(piece)
+        return np.memmap(path, np.float32, "r", shape=shape)
 
     def write_hidden(self, layer: int, pieces: Iterable[Tensor]) -> None:
         """Written, not mapped: a full disk is an error then, and on the disk before the journal says so."""

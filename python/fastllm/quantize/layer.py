@@ -44,9 +44,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def activate(gate: Tensor, up: Tensor, spec: Any) -> Tensor:
     if spec.kind == _core.Activation.SILU:
-        return F.silu(gate).mul_(up)
+        return F.silu(gate) * up
     if spec.kind == _core.Activation.GELU_TANH:
-        return F.gelu(gate, approximate="tanh").mul_(up)
+        return F.gelu(gate, approximate="tanh") * up
     gate, up = gate.clamp(max=spec.limit), up.clamp(-spec.limit, spec.limit)
     return gate * torch.sigmoid(spec.alpha * gate) * (up + 1.0)
 
@@ -133,9 +133,7 @@ class Layer:
 
     def _gated(self, x: Tensor, gate_up: str, down: str, activation: Any, tap: Tap | None) -> Tensor:
         gate, up = self._linear(x, gate_up, tap).chunk(2, -1)
-        hidden = activate(gate, up, activation)
-        del gate, up  # the widest of a layer
-        return self._linear(hidden, down, tap)
+        return self._linear(activate(gate, up, activation), down, tap)
 
     def _experts(self, x: Tensor, moe: Any, tap: Tap | None) -> Tensor:
         chosen, weights = route(self._linear(x, "router", tap, "router_bias"), moe)

@@ -6,7 +6,7 @@ runs through the layer several times, each time for some of them. The weights ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class LayerQuantizer:
     def run(self, batches: Batches | None, dtype_of: Callable[[str], torch.dtype]) -> None:
         """Without `batches` no inputs are looked at. `dtype_of`: type in which a vector is stored."""
         if batches is None:
-            self._round(None)
+            self._round({})
         elif self._modules:
             pairs: list[equalize.Pair] = []
             if self._rounder.settings.method in MOVES_SCALES:
@@ -134,25 +134,20 @@ class LayerQuantizer:
                 if key in stats:
                     stats[key] = stats[key].divided_by(real)
 
-    def _round(self, stats: Stats | None) -> None:
-        """Those that there are statistics of, which are freed on the way; all without any."""
+    def _round(self, stats: Mapping[Key, InputStats]) -> None:
         for key, modules in self._by_key.items():
-            if stats is not None and key not in stats:
+            if stats and key not in stats:
                 continue
-            found = stats.pop(key) if stats is not None else None
+            found = stats.get(key)
             hessian: Hessian | None = None
             if self._rounder.settings.method == "gptq" and self._rounder.is_enough(modules[0], found):
                 assert found is not None
                 hessian = self._rounder.hessian(found)  # one for all that read the same
-            methods: dict[str, str] = {}
             for module in modules:
                 weights = view(self._layer, module)
-                self.codes[module.name], methods[module.name] = self._rounder.round(module, weights, found, hessian)
-            hessian = None  # as large as the statistics, and errors need those alone
-            for module in modules:
-                codes = self.codes[module.name]
-                error = relative_error(view(self._layer, module), codes, found)
+                codes, method = self._rounder.round(module, weights, found, hessian)
+                error = relative_error(weights, codes.values(), found)
+                self.codes[module.name] = codes
                 tokens = found.count if found is not None else 0
                 rtn_error = self._rtn_errors.get(module.name)
-                method = methods[module.name]
                 self.reports.append(self._rounder.report(module, method, codes, error, rtn_error, tokens))

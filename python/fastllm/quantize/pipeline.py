@@ -27,7 +27,7 @@ from fastllm.quantize.source import DTYPES, ModelSource, Module, is_stacked
 from fastllm.quantize.statistics import InputStats, needed_bytes
 from fastllm.quantize.writer import Content, write_safetensors
 
-BATCH_TOKENS = 512  # of activations that are in memory
+BATCH_TOKENS = 2048  # of activations that are in memory
 HEAD = "lm_head"  # the slot
 HEAD_ROWS = 16384  # of the head at once: it may be larger than a layer
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -113,10 +113,10 @@ class Pipeline:
 
     def _batches(self, layer: int) -> Iterator[Tensor]:
         assert self._ids is not None
-        num_seqs, length = self._ids.shape
-        shape = (num_seqs, length, self._source.spec.hidden_size)
-        for batch in self._journal.hidden(layer, shape, max(1, BATCH_TOKENS // length)):
-            yield torch.from_numpy(batch).to(self._device)
+        hidden = self._journal.hidden(layer, (*self._ids.shape, self._source.spec.hidden_size))
+        step = max(1, BATCH_TOKENS // hidden.shape[1])
+        for begin in range(0, len(hidden), step):
+            yield torch.from_numpy(hidden[begin : begin + step].copy()).to(self._device)
 
     def _advance(self, index: int, layer: Layer) -> None:
         """The inputs of the next layer, by the rounded weights: what a layer lost, the next one sees."""
@@ -228,7 +228,7 @@ class Pipeline:
             rows = source.read_rows(slot, begin, min(begin + HEAD_ROWS, module.num_rows)).to(self._device)
             check_finite(f"{module.name}.weight", rows)
             found, method = self._rounder.round(module, rows, stats, hessian)
-            errors.append(relative_error(rows, found, stats) * len(rows))
+            errors.append(relative_error(rows, found.values(), stats) * len(rows))
             codes[begin : begin + len(rows)] = found.codes
             found.codes = codes[:0]  # there are many, and they are kept once
             pieces.append(found)

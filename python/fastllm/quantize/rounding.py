@@ -52,7 +52,7 @@ class Rounder:
     def rtn_error(self, module: Module, weights: Tensor, stats: InputStats) -> float:
         scheme = self.settings.scheme_of(module.name)
         assert scheme is not None
-        return relative_error(weights, round_to_nearest(weights, scheme, self.scale_dtype), stats)
+        return relative_error(weights, round_to_nearest(weights, scheme, self.scale_dtype).values(), stats)
 
     def round(
         self, module: Module, weights: Tensor, stats: InputStats | None, hessian: Hessian | None
@@ -79,8 +79,8 @@ class Rounder:
         )  # fmt: skip
 
 
-def relative_error(weights: Tensor, codes: Codes, stats: InputStats | None) -> float:
-    difference = codes.values().sub_(weights)
+def relative_error(weights: Tensor, rounded: Tensor, stats: InputStats | None) -> float:
+    difference = rounded - weights
     if stats is None or stats.count == 0:
         change, whole = float(difference.square().sum()), float(weights.square().sum())
     else:

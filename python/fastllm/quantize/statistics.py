@@ -49,4 +49,4 @@ def needed_bytes(widths: Sequence[int]) -> int:
 
 def output_error(difference: Tensor, gram: Tensor) -> float:
     """|difference x^T|^2 summed over the inputs: the squared error of the output."""
-    return float((difference @ gram).mul_(difference).sum(dtype=torch.float64))
+    return float(((difference @ gram) * difference).sum(dtype=torch.float64))
