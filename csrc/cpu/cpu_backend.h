@@ -88,6 +88,7 @@ class CpuBackend final : public HostBackend {
   void rope_and_store(const RopeAndStoreArgs& args) override;
   void paged_attention(const PagedAttentionArgs& args) override;
   void gated_activation(const GatedActivationArgs& args) override;
+  [[nodiscard]] bool fuses_ffn() const override { return true; }
   void dense_ffn(const DenseFfnArgs& args) override;
   void moe_route(const MoeRouteArgs& args) override;
   void moe_ffn(const MoeFfnArgs& args) override;
@@ -104,8 +105,7 @@ class CpuBackend final : public HostBackend {
     const int32_t* row_ids;
   };
   void pack_rows(const Matrix& matrix, const PackRows& rows, std::span<const RowGroup> groups);
-  void check_packed(const char* op, const Matrix& matrix) const;
-  void check_packed_ffn(const char* op, const Matrix& matrix) const;
+  void check_packed(const char* op, const Matrix& matrix, int64_t reserved_row_bytes) const;
   // num_rows rows of one matrix as groups, as even as possible.
   std::span<const RowGroup> split_rows(int64_t num_rows);
   // Packed rows times a matrix that is no expert's: rows first_row on of y.

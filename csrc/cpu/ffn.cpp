@@ -61,8 +61,8 @@ void CpuBackend::dense_ffn(const DenseFfnArgs& args) {
   if (args.x.rows == 0) return;
   const Matrix gate_up(*args.gate_up, kernels_);
   const Matrix down(*args.down, kernels_);
-  check_packed("dense_ffn", gate_up);
-  check_packed_ffn("dense_ffn", down);
+  check_packed("dense_ffn", gate_up, scratch_.packed_row_bytes);
+  check_packed("dense_ffn", down, scratch_.packed_ffn_row_bytes);
   for (int64_t first = 0; first < args.x.rows; first += scratch_.packed_rows) {
     const std::span<const RowGroup> groups = split_rows(std::min(scratch_.packed_rows, args.x.rows - first));
     pack_rows(gate_up, {args.x.row<float>(first), args.x.stride, nullptr}, groups);

@@ -52,14 +52,9 @@ LinearJob Matrix::job(int64_t expert, int64_t panel_begin, int64_t panel_end) co
   return job;
 }
 
-void CpuBackend::check_packed(const char* op, const Matrix& matrix) const {
-  FASTLLM_CHECK(matrix.row_bytes <= scratch_.packed_row_bytes && scratch_.packed_rows > 0, op,
-                ": K = ", matrix.weight.desc.k, " is more than reserve() planned for");
-}
-
-void CpuBackend::check_packed_ffn(const char* op, const Matrix& matrix) const {
-  FASTLLM_CHECK(matrix.row_bytes <= scratch_.packed_ffn_row_bytes && scratch_.packed_rows > 0, op,
-                ": F = ", matrix.weight.desc.k, " is more than reserve() planned for");
+void CpuBackend::check_packed(const char* op, const Matrix& matrix, int64_t reserved_row_bytes) const {
+  FASTLLM_CHECK(matrix.row_bytes <= reserved_row_bytes && scratch_.packed_rows > 0, op, ": K = ", matrix.weight.desc.k,
+                " is more than reserve() planned for");
 }
 
 PackRowsJob Matrix::pack_job(const RowGroup& group, std::byte* packed) const {
@@ -131,7 +126,7 @@ void CpuBackend::multiply(const Matrix& matrix, const std::byte* packed, std::sp
 void CpuBackend::linear(const LinearArgs& args) {
   if (args.x.rows == 0) return;
   const Matrix matrix(*args.weight, kernels_);
-  check_packed("linear", matrix);
+  check_packed("linear", matrix, scratch_.packed_row_bytes);
   for (int64_t first = 0; first < args.x.rows; first += scratch_.packed_rows) {
     const std::span<const RowGroup> groups = split_rows(std::min(scratch_.packed_rows, args.x.rows - first));
     pack_rows(matrix, {args.x.row<float>(first), args.x.stride, nullptr}, groups);

@@ -66,7 +66,7 @@ FASTLLM_INLINE void multiply_rows(int64_t rows, const LinearJob& job, int64_t ro
 
 // All panels of a job. One row: two panels at once, so that four chains hide the latency of the multiply-add. More:
 // for each kHalves half panels every tile of rows, while the panel is in the cache. The first tile waits for memory,
-// which would be idle while the others compute, so they fetch the next panel (10 to 18 % faster with 8 to 32 rows). A
+// which would be idle while the others compute, so they fetch the next panel (up to 18 % faster with 8 to 32 rows). A
 // single tile does it if it is full; a smaller one computes less than it reads, and is slower with it.
 template <class Kernel>
 void run(const LinearJob& job) {

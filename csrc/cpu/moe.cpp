@@ -66,8 +66,8 @@ void CpuBackend::moe_route(const MoeRouteArgs& args) {
 
 void CpuBackend::moe_ffn(const MoeFfnArgs& args) {
   if (args.x.rows == 0) return;
-  check_packed("moe_ffn", Matrix(*args.gate_up, kernels_));
-  check_packed_ffn("moe_ffn", Matrix(*args.down, kernels_));
+  check_packed("moe_ffn", Matrix(*args.gate_up, kernels_), scratch_.packed_row_bytes);
+  check_packed("moe_ffn", Matrix(*args.down, kernels_), scratch_.packed_ffn_row_bytes);
   const int64_t tokens_per_pass = scratch_.moe_pairs / args.top_k;
   FASTLLM_CHECK(tokens_per_pass > 0, "moe_ffn: top_k = ", args.top_k, " is larger than reserve() planned for");
   for (int64_t first = 0; first < args.x.rows; first += tokens_per_pass) {

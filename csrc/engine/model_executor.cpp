@@ -34,7 +34,7 @@ std::vector<KvSpec> Model::kv_specs(DType kv_dtype) const {
 int64_t Model::weight_bytes() const { return ModelWeights::bytes(spec, plan, *backend); }
 
 int64_t Model::step_bytes(const StepLimits& limits) const {
-  return Decoder::activation_bytes(spec, limits) + backend->scratch_bytes(op_limits(spec, limits)) +
+  return Decoder::activation_bytes(spec, *backend, limits) + backend->scratch_bytes(op_limits(spec, limits)) +
          DeviceStep::bytes(*backend, limits);
 }
 

@@ -42,7 +42,7 @@ Mat take_mat(Arena& arena, int64_t rows, int64_t cols) {
   return {arena.take<float>(checked_mul(rows, cols, "activations")), DType::kF32, rows, cols, cols};
 }
 
-Activations place(const ModelSpec& spec, const StepLimits& limits, Arena& arena) {
+Activations place(const ModelSpec& spec, const StepLimits& limits, bool fuses_ffn, Arena& arena) {
   const Widths w = widths_of(spec);
   const int64_t t = limits.max_tokens;
   Activations a;
@@ -51,8 +51,8 @@ Activations place(const ModelSpec& spec, const StepLimits& limits, Arena& arena)
   a.delta = take_mat(arena, t, spec.hidden_size);
   a.qkv = take_mat(arena, t, w.qkv);
   a.attended = take_mat(arena, t, w.attended);
-  a.gate_up = take_mat(arena, t, w.gate_up);
-  a.activated = take_mat(arena, t, w.activated);
+  a.gate_up = take_mat(arena, fuses_ffn ? 0 : t, w.gate_up);
+  a.activated = take_mat(arena, fuses_ffn ? 0 : t, w.activated);
   a.router = take_mat(arena, t, w.experts);
   a.shared = take_mat(arena, w.has_shared ? t : 0, spec.hidden_size);
   a.shared_gate = take_mat(arena, w.has_shared ? t : 0, 1);
@@ -103,9 +103,8 @@ const NormSpec* get(const std::optional<NormSpec>& norm) { return norm ? &*norm 
 // The rows of this step out of buffers made for the largest one.
 Activations for_step(const Activations& all, int64_t num_tokens) {
   Activations a = all;
-  for (Mat* m : {&a.residual, &a.normed, &a.delta, &a.qkv, &a.attended, &a.gate_up, &a.activated, &a.router}) {
-    m->rows = num_tokens;
-  }
+  for (Mat* m : {&a.residual, &a.normed, &a.delta, &a.qkv, &a.attended, &a.router}) m->rows = num_tokens;
+  if (a.gate_up.rows > 0) a.gate_up.rows = a.activated.rows = num_tokens;
   if (a.shared.rows > 0) a.shared.rows = a.shared_gate.rows = num_tokens;
   return a;
 }
@@ -133,21 +132,21 @@ OpLimits op_limits(const ModelSpec& spec, const StepLimits& limits) {
   return out;
 }
 
-int64_t Decoder::activation_bytes(const ModelSpec& spec, const StepLimits& limits) {
+int64_t Decoder::activation_bytes(const ModelSpec& spec, const Backend& backend, const StepLimits& limits) {
   Arena plan;
-  place(spec, limits, plan);
+  place(spec, limits, backend.fuses_ffn(), plan);
   return plan.used();
 }
 
 Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend, const StepLimits& limits)
     : spec_(spec),
       backend_(backend),
-      storage_(backend.allocate(activation_bytes(spec, limits), "activations", Contents::kUndefined)),
+      storage_(backend.allocate(activation_bytes(spec, backend, limits), "activations", Contents::kUndefined)),
       embed_(&weights.matrix("embed")),
       lm_head_(spec.tied_embeddings ? embed_ : &weights.matrix("lm_head")),
       final_norm_weight_(weights.find_vector("final_norm")) {
   Arena arena({storage_.data(), static_cast<std::size_t>(storage_.size())});
-  activations_ = place(spec, limits, arena);
+  activations_ = place(spec, limits, backend.fuses_ffn(), arena);
   for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
     const std::vector<float>& inv_freq = spec.ropes[i].inv_freq;
     backend.upload(activations_.inv_freq[i], inv_freq.data(), static_cast<int64_t>(inv_freq.size() * sizeof(float)));

@@ -60,7 +60,7 @@ class Decoder {
   Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend, const StepLimits& limits);
 
   // Activation bytes of a decoder with these limits (the backend's own scratch comes on top).
-  static int64_t activation_bytes(const ModelSpec& spec, const StepLimits& limits);
+  static int64_t activation_bytes(const ModelSpec& spec, const Backend& backend, const StepLimits& limits);
 
   // Runs the step, writes K/V into `kv` (one per layer), returns logits [R, V] of the token rows `logit_rows` (int32 in
   // memory of the backend, as the logits), valid until the next call. R = 0 returns nullptr.

@@ -175,7 +175,7 @@ struct DenseFfnArgs {
   const PackedWeight* down = nullptr;     // E x F
   ActivationSpec activation;
   Mat gate_up_y;  // [T, 2F] and
-  Mat activated;  // [T, F], for backends that need them
+  Mat activated;  // [T, F], or empty where the backend fuses_ffn()
   Mat y;          // [T, E]
 };
 
@@ -300,7 +300,9 @@ class Backend {
   virtual void rope_and_store(const RopeAndStoreArgs& args) = 0;
   virtual void paged_attention(const PagedAttentionArgs& args) = 0;
   virtual void gated_activation(const GatedActivationArgs& args) = 0;
-  // The same bits as linear(), gated_activation() and linear(), which it calls where a backend has nothing better.
+  // dense_ffn() has the bits of linear(), gated_activation() and linear(), which it calls unless the backend fuses
+  // them: then what lies between them needs no memory of the caller.
+  [[nodiscard]] virtual bool fuses_ffn() const { return false; }
   virtual void dense_ffn(const DenseFfnArgs& args) {
     linear({args.x, args.gate_up, nullptr, args.gate_up_y});
     gated_activation({args.gate_up_y, args.activation, args.activated});
