@@ -119,7 +119,8 @@ AttentionState from_row(const AttentionState& state, int64_t row, int64_t padded
   return {state.m + row, state.l + row, state.o + row * padded_dim};
 }
 
-void attend(const PagedAttentionArgs& args, const Item& item, const AttentionKernels& kernels,
+// `next` is what the thread computes afterwards, or nullptr.
+void attend(const PagedAttentionArgs& args, const Item& item, const Item* next, const AttentionKernels& kernels,
             const Scratch::PerThread& scratch) {
   const KvSpec& spec = args.kv.spec;
   const PageLayout layout(spec);
@@ -162,6 +163,12 @@ void attend(const PagedAttentionArgs& args, const Item& item, const AttentionKer
   const auto first_seen = [&](int64_t position) {
     return args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
   };
+  const auto fetch_next = [&](AttentionTileJob& part, int64_t kv_head, const Column& of, int64_t tile) {
+    const int64_t page = std::max(tile * kTilePages, first_seen(of.position) / kPageTokens);
+    part.next_kv = args.kv.data + kv_head * layout.head_bytes;
+    part.next_pages = of.pages + page;
+    part.num_next_pages = of.position / kPageTokens + 1 - page;
+  };
   int64_t first = INT64_MAX;
   int64_t stop = 0;
   for (int64_t c = 0; c < item.num_columns; ++c) {
@@ -198,6 +205,13 @@ void attend(const PagedAttentionArgs& args, const Item& item, const AttentionKer
       part.begin += row;
       part.end += row;
       part.pages = column(begin).pages + tile * kTilePages;
+      if (c < item.num_columns) {
+        fetch_next(part, item.kv_head, column(c), tile);
+      } else if (start + kTileTokens < stop) {
+        fetch_next(part, item.kv_head, column(c - 1), tile + 1);
+      } else if (next != nullptr) {
+        fetch_next(part, next->kv_head, next->columns.front(), 0);
+      }
       kernels.tile[elem](part);
       kernels.merge(from_row(scratch.sum, row, padded_dim), scratch.tile, part.num_rows, spec.head_dim);
     }
@@ -214,8 +228,11 @@ void CpuBackend::paged_attention(const PagedAttentionArgs& args) {
   const Cut cut(args);
   Runs runs{step, scratch_.seq_order, scratch_.run_start, scratch_.item_start};
   runs.make(cut);
-  pool_.parallel_for(runs.num_items(), 1, [&](int64_t unit, int64_t, int thread_idx) {
-    attend(args, runs.item_at(cut, unit), *kernels_.attention, scratch_.threads[static_cast<std::size_t>(thread_idx)]);
+  const int64_t num_items = runs.num_items();
+  pool_.parallel_for(num_items, 1, [&](int64_t unit, int64_t, int thread_idx) {
+    const Item next = unit + 1 < num_items ? runs.item_at(cut, unit + 1) : Item{};  // of a thread's range, mostly
+    attend(args, runs.item_at(cut, unit), unit + 1 < num_items ? &next : nullptr, *kernels_.attention,
+           scratch_.threads[static_cast<std::size_t>(thread_idx)]);
   });
 }
 

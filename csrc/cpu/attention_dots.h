@@ -42,7 +42,7 @@ constexpr int64_t kScalePairs = kScaleDims / 2;
 constexpr float kLargestQ = 16256.0f;  // 127 * 128: 32 products with codes stay below 2^26
 constexpr float kLargestP = 32767.0f;
 
-template <class F>
+template <class F, bool kFetches>
 struct DotTile : TileBase {
   using Sum = typename F::Sum;
   static constexpr bool kIsInt8 = F::kPairBytes == DotInt8::kPairBytes;
@@ -96,7 +96,11 @@ struct DotTile : TileBase {
   template <int kRows, int kPages>
   FASTLLM_INLINE void score(int64_t row, int64_t first_page) const {
     const std::byte* k[kPages];
-    for (int j = 0; j < kPages; ++j) k[j] = page(first_page + j);
+    const std::byte* ahead[kPages];
+    for (int j = 0; j < kPages; ++j) {
+      k[j] = page(first_page + j);
+      ahead[j] = after_k(first_page + j);
+    }
     Vec sum[kRows][kPages];
     for (int i = 0; i < kRows; ++i) {
       for (int j = 0; j < kPages; ++j) sum[i][j] = zero();
@@ -110,6 +114,9 @@ struct DotTile : TileBase {
       }
       for (int64_t d = begin; d < end; ++d) {
         Pairs line[kPages];
+        if (kFetches && row == 0) {
+          for (int j = 0; j < kPages; ++j) fetch<F::kPairBytes>(ahead[j] + d * F::kPairBytes);
+        }
         for (int j = 0; j < kPages; ++j) line[j] = F::load(k[j] + d * F::kPairBytes);
         for (int i = 0; i < kRows; ++i) {
           const Pairs x = set_pair(read_pair(packed_q(row + i) + 4 * d));
@@ -120,6 +127,7 @@ struct DotTile : TileBase {
         const int64_t group = begin / group_pairs;
         for (int j = 0; j < kPages; ++j) {
           const Vec k_scale = load_bf16(k[j] + job.k_scale_offset + group * kScaleBytes);
+          if (kFetches && row == 0) fetch<kScaleBytes>(ahead[j] + job.k_scale_offset + group * kScaleBytes);
           for (int i = 0; i < kRows; ++i) {
             sum[i][j] = fma(mul(to_float(acc[i][j]), set1(q_scale(row + i, group))), k_scale, sum[i][j]);
           }
@@ -136,7 +144,7 @@ struct DotTile : TileBase {
   }
 
   // Scores become factors of V; m and l of the row. (m, l, NaN: as in TileBase.)
-  void normalize(int64_t row, const PageRange& pages) const {
+  void normalize(int64_t row) const {
     float* s = job.scores + row * kTileTokens;
     int16_t* weights = job.weights + row * kTileTokens;
     const Seen seen = seen_by(row);
@@ -163,7 +171,7 @@ struct DotTile : TileBase {
       const float top = reduce_max(largest);
       p_scale[row] = top / kLargestP + reduce_add(poison);
       const float factor = top > 1e-30f ? kLargestP / top : 0.0f;  // below, the quotient would overflow
-      for (int64_t j = pages.begin; j < pages.end; ++j) {
+      for (int64_t j = range.begin; j < range.end; ++j) {
         const bool is_there = seen.first <= j && j < seen.last;
         store_i16(weights + j * kLanes, is_there ? mul(load(s + j * kLanes), set1(factor)) : zero());
       }
@@ -189,10 +197,12 @@ struct DotTile : TileBase {
     }
     for (int64_t j = begin; j < end;) {
       const std::byte* v = page(j / kPagePairs) + job.v_offset + block * F::kPairBytes;
+      const std::byte* ahead = after_v(j / kPagePairs) + block * F::kPairBytes;
       const int64_t stop = at_most(end, (j / kPagePairs + 1) * kPagePairs);
       for (; j < stop; ++j) {
         const std::byte* line = v + j % kPagePairs * stride;
         Pairs values[kBlocks];
+        if (kFetches && row == 0) fetch<kBlocks * F::kPairBytes>(ahead + j % kPagePairs * stride);
         for (int b = 0; b < kBlocks; ++b) {
           values[b] = F::load(line + b * F::kPairBytes);
           if constexpr (kIsEdge) values[b] = keep(values[b], seen_half(row, j));
@@ -231,9 +241,9 @@ struct DotTile : TileBase {
   }
 
   template <int kRows, int kBlocks>
-  void weigh_rows(int64_t row, const PageRange& pages) const {
+  void weigh_rows(int64_t row) const {
     if constexpr (kIsInt8) {
-      weigh_dims<kRows, kBlocks, false>(row, pages.begin * kPageTokens / 2, pages.end * kPageTokens / 2);
+      weigh_dims<kRows, kBlocks, false>(row, range.begin * kPageTokens / 2, range.end * kPageTokens / 2);
     } else {
       // Pairs that all rows see whole, together; before and after them each row alone.
       int64_t begin = 0;
@@ -257,7 +267,7 @@ struct DotTile : TileBase {
 
 template <class F>
 void pack_q_dots(const AttentionTileJob& job) {
-  const DotTile<F> tile{{job}, nullptr};
+  const DotTile<F, false> tile{{job}, nullptr};
   for (int64_t i = 0; i < job.num_rows; ++i) tile.pack_q(i);
 }
 

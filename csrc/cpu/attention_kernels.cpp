@@ -23,7 +23,7 @@ FASTLLM_INLINE Vec load_step(const std::byte* p, bool is_second) {
   return is_second ? second : first;
 }
 
-template <class E>
+template <class E, bool kFetches>
 struct FmaTile : TileBase {
   static constexpr int64_t kPairBytes = pair_block_bytes(E::kElem);
 
@@ -31,7 +31,11 @@ struct FmaTile : TileBase {
   FASTLLM_INLINE void score(int64_t row, int64_t first_page) const {
     const float* q = job.q + row * job.head_dim;
     const std::byte* k[kPages];
-    for (int j = 0; j < kPages; ++j) k[j] = page(first_page + j);
+    const std::byte* ahead[kPages];
+    for (int j = 0; j < kPages; ++j) {
+      k[j] = page(first_page + j);
+      ahead[j] = after_k(first_page + j);
+    }
     Vec acc[kRows][kPages];
     for (int i = 0; i < kRows; ++i) {
       for (int j = 0; j < kPages; ++j) acc[i][j] = zero();
@@ -39,6 +43,9 @@ struct FmaTile : TileBase {
     int64_t d = 0;
     for (; d + 2 <= job.head_dim; d += 2) {
       Vec even[kPages], odd[kPages];
+      if (kFetches && row == 0) {
+        for (int j = 0; j < kPages; ++j) fetch<kPairBytes>(ahead[j] + d / 2 * kPairBytes);
+      }
       for (int j = 0; j < kPages; ++j) load_pair(E{}, k[j] + d / 2 * kPairBytes, even[j], odd[j]);
       for (int i = 0; i < kRows; ++i) {
         const Vec x = set1(q[i * job.head_dim + d]);
@@ -64,7 +71,7 @@ struct FmaTile : TileBase {
 
   // Scores become weights in place; m and l of the row. A row that sees nothing has m = -infinity and l = 0; so has one
   // whose scores are all -infinity. A NaN among the scores ends in l, whatever the maximum made of it.
-  void normalize(int64_t row, const PageRange&) const {
+  void normalize(int64_t row) const {
     float* s = job.scores + row * kTileTokens;
     const Seen seen = seen_by(row);
     const float m = row_max(s, seen);
@@ -91,6 +98,7 @@ struct FmaTile : TileBase {
     }
     for (int64_t j = begin; j < end;) {
       const std::byte* v = page(j / kPageTokens) + job.v_offset + block * kPairBytes;
+      const std::byte* ahead = after_v(j / kPageTokens) + block * kPairBytes;
       const int64_t page_stop = at_most(end, (j / kPageTokens + 1) * kPageTokens);
       if (j % 2 == 1) {
         weigh_one<kRows, kBlocks>(v + j % kPageTokens / 2 * pair_stride, p + j, true, acc);
@@ -98,6 +106,7 @@ struct FmaTile : TileBase {
       }
       for (; j + 2 <= page_stop; j += 2) {
         const std::byte* pair = v + j % kPageTokens / 2 * pair_stride;
+        if (kFetches && row == 0) fetch<kBlocks * kPairBytes>(ahead + j % kPageTokens / 2 * pair_stride);
         for (int b = 0; b < kBlocks; ++b) {
           Vec even, odd;
           load_pair(E{}, pair + b * kPairBytes, even, odd);
@@ -135,7 +144,7 @@ struct FmaTile : TileBase {
 
   // Rows that see different tokens: what all see together, before and after it each row alone.
   template <int kRows, int kBlocks>
-  void weigh_rows(int64_t row, const PageRange&) const {
+  void weigh_rows(int64_t row) const {
     constexpr int kAloneBlocks = kMaxAccumulators >= 16 ? 8 : 4;
     int64_t begin = 0;
     int64_t end = kTileTokens;
@@ -155,13 +164,15 @@ struct FmaTile : TileBase {
 
 template <class E>
 void run_fma_tile(const AttentionTileJob& job) {
-  run_tile(FmaTile<E>{{job}});
+  if (job.num_rows <= kFetchedRows) return run_tile(FmaTile<E, true>{{job}});
+  run_tile(FmaTile<E, false>{{job}});
 }
 
 template <class F>
 void run_dot_tile(const AttentionTileJob& job) {
   float p_scale[kAttentionRows];
-  run_tile(DotTile<F>{{job}, p_scale});
+  if (job.num_rows <= kFetchedRows) return run_tile(DotTile<F, true>{{job}, p_scale});
+  run_tile(DotTile<F, false>{{job}, p_scale});
 }
 
 // into = into + tile, both scaled to the larger maximum.

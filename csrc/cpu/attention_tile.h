@@ -25,14 +25,39 @@ FASTLLM_INLINE PageRange pages_seen(const AttentionTileJob& job) {
   return {begin / kPageTokens, (end + kPageTokens - 1) / kPageTokens};
 }
 
+// With so few rows a tile waits for memory, and the first of them fetch ahead. Into the second cache: the first one is
+// full of what is computed with.
+constexpr int64_t kFetchedRows = 16;
+constexpr int64_t kAheadPages = 4;
+template <int64_t kBytes>
+FASTLLM_INLINE void fetch(const std::byte* p) {
+  for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 struct AllLanes {};
 FASTLLM_INLINE Vec select(AllLanes, Vec x, Vec) { return x; }
 
 struct TileBase {
   const AttentionTileJob& job;
   int64_t padded_dim = (job.head_dim + kLanes - 1) / kLanes * kLanes;
+  PageRange range{};  // that any row sees; set by run_tile()
 
   [[nodiscard]] FASTLLM_INLINE const std::byte* page(int64_t i) const { return job.kv + job.pages[i] * job.page_bytes; }
+
+  // A tile is read page by page, first all K, then all V; the pages of a sequence lie anywhere, so nothing but this
+  // knows what follows. The K that is read kAheadPages after that of page i, which may be V:
+  [[nodiscard]] FASTLLM_INLINE const std::byte* after_k(int64_t i) const {
+    const int64_t next = i + kAheadPages;
+    if (next < range.end) return page(next);
+    return page(at_most(range.begin + next - range.end, range.end - 1)) + job.v_offset;
+  }
+  // The V that is read kAheadPages after that of page i, which may be K of the next tile.
+  [[nodiscard]] FASTLLM_INLINE const std::byte* after_v(int64_t i) const {
+    const int64_t next = i + kAheadPages;
+    if (next < range.end) return page(next) + job.v_offset;
+    if (next - range.end >= job.num_next_pages) return page(i);  // it is there already: costs nothing
+    return job.next_kv + job.next_pages[next - range.end] * job.page_bytes;
+  }
 
   FASTLLM_INLINE void put_score(int64_t row, int64_t page_idx, Vec dot) const {
     Vec s = mul(dot, set1(job.scale));
@@ -76,33 +101,33 @@ struct TileBase {
 };
 
 template <int kRows, int kPages, class Tile>
-void score_pages(const Tile& tile, int64_t row, const PageRange& pages) {
-  int64_t j = pages.begin;
-  for (; j + kPages <= pages.end; j += kPages) tile.template score<kRows, kPages>(row, j);
-  for (; j < pages.end; ++j) tile.template score<kRows, 1>(row, j);
+void score_pages(const Tile& tile, int64_t row) {
+  int64_t j = tile.range.begin;
+  for (; j + kPages <= tile.range.end; j += kPages) tile.template score<kRows, kPages>(row, j);
+  for (; j < tile.range.end; ++j) tile.template score<kRows, 1>(row, j);
 }
 
 // Rows in blocks of 8, 4, 2, 1 (fewer where registers are few), pages and dimensions to fill the accumulators.
 template <class Tile>
-void run_tile(const Tile& tile) {
+void run_tile(Tile tile) {
   constexpr bool kIsWide = kMaxAccumulators >= 16;
   const AttentionTileJob& job = tile.job;
-  const PageRange pages = pages_seen(job);
+  tile.range = pages_seen(job);
   int64_t row = 0;
   if constexpr (kIsWide) {
-    for (; row + 8 <= job.num_rows; row += 8) score_pages<8, 2>(tile, row, pages);
+    for (; row + 8 <= job.num_rows; row += 8) score_pages<8, 2>(tile, row);
   }
-  for (; row + 4 <= job.num_rows; row += 4) score_pages<4, kIsWide ? 4 : 1>(tile, row, pages);
-  for (; row + 2 <= job.num_rows; row += 2) score_pages<2, kIsWide ? 4 : 2>(tile, row, pages);
-  for (; row < job.num_rows; ++row) score_pages<1, 4>(tile, row, pages);
+  for (; row + 4 <= job.num_rows; row += 4) score_pages<4, kIsWide ? 4 : 1>(tile, row);
+  for (; row + 2 <= job.num_rows; row += 2) score_pages<2, kIsWide ? 4 : 2>(tile, row);
+  for (; row < job.num_rows; ++row) score_pages<1, 4>(tile, row);
 
-  for (int64_t i = 0; i < job.num_rows; ++i) tile.normalize(i, pages);
+  for (int64_t i = 0; i < job.num_rows; ++i) tile.normalize(i);
 
   for (int64_t i = 0; i < job.num_rows * tile.padded_dim; i += kLanes) store(job.out.o + i, zero());
   row = 0;
-  for (; row + 4 <= job.num_rows; row += 4) tile.template weigh_rows<4, kIsWide ? 4 : 1>(row, pages);
-  for (; row + 2 <= job.num_rows; row += 2) tile.template weigh_rows<2, kIsWide ? 8 : 2>(row, pages);
-  for (; row < job.num_rows; ++row) tile.template weigh_rows<1, kIsWide ? 8 : 4>(row, pages);
+  for (; row + 4 <= job.num_rows; row += 4) tile.template weigh_rows<4, kIsWide ? 4 : 1>(row);
+  for (; row + 2 <= job.num_rows; row += 2) tile.template weigh_rows<2, kIsWide ? 8 : 2>(row);
+  for (; row < job.num_rows; ++row) tile.template weigh_rows<1, kIsWide ? 8 : 4>(row);
 }
 
 }  // namespace fastllm::cpu::FASTLLM_ISA

@@ -123,6 +123,10 @@ struct AttentionTileJob {
   int64_t v_offset = 0;            // from the K part to the V part
   int64_t v_scale_offset = 0;      // from the K part, int8 only: [16 tokens]
   const int32_t* pages = nullptr;  // ids of the tile's pages
+  // What the thread reads after this tile, to be fetched ahead: K parts as kv and pages are.
+  const std::byte* next_kv = nullptr;
+  const int32_t* next_pages = nullptr;
+  int64_t num_next_pages = 0;
   const int32_t* begin = nullptr;  // [num_rows] the row sees tokens [begin, end) of the tile
   const int32_t* end = nullptr;
   float scale = 1.0f;

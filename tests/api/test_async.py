@@ -48,7 +48,7 @@ async def collect(llm, i, params=SHORT):
     return last.outputs[0].token_ids, last.outputs[0].text, last.outputs[0].logprobs
 
 
-async def until_idle(llm, seconds=2.0):
+async def until_idle(llm, seconds=30.0):
     """Pages come back within a step of the abort; the wait is for the counters to say so."""
     deadline = time.monotonic() + seconds
     while (stats := llm.info()["engine"])["num_pages_referenced"] or stats["num_running"] or stats["num_waiting"]:
@@ -257,20 +257,22 @@ def test_engines_that_are_dropped_leave_no_thread():
 
 
 def test_a_slow_consumer_loses_nothing_and_holds_up_nobody(engine, expected):
-    async def slow(i):
+    async def slow(i, is_idle):
         outputs = []
         async for output in engine.generate(f"Item {i}", SHORT):
             outputs.append(output)
-            await asyncio.sleep(0.1)
+            await is_idle.wait()
         return outputs[-1].outputs[0].token_ids, len(outputs)
 
     async def main():
-        snails = [asyncio.create_task(slow(i)) for i in range(4)]
+        is_idle = asyncio.Event()
+        snails = [asyncio.create_task(slow(i, is_idle)) for i in range(4)]
         assert await asyncio.gather(*(collect(engine, i) for i in range(4, 12))) == expected[4:12]
         await until_idle(engine)  # the engine is done with the slow ones too: it waits for no consumer
+        is_idle.set()
         for i, (tokens, outputs) in enumerate(await asyncio.gather(*snails)):
             assert tokens == expected[i][0]
-            assert outputs < len(tokens), "what was not taken in time is merged"
+            assert outputs <= 2, "what was not taken in time is merged"
 
     asyncio.run(main())
 
