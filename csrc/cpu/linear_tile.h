@@ -54,8 +54,8 @@ class Ahead {
 
 // Calls a kernel with the number of rows of a tile as a constant: Kernel::multiply<kRows, kHalves, kFirst>(job, row,
 // first half), where kFirst is the parity of the first half.
-template <class Kernel, int kHalves, int kFirst, int kRows = Kernel::kRowTile>
-FASTLLM_INLINE void multiply_rows(int64_t rows, const LinearJob& job, int64_t row_begin, int64_t first_half) {
+template <class Kernel, int kHalves, int kFirst, int kRows = Kernel::kRowTile, class Job>
+FASTLLM_INLINE void multiply_rows(int64_t rows, Job& job, int64_t row_begin, int64_t first_half) {
   if constexpr (kRows == 1) {
     Kernel::template multiply<1, kHalves, kFirst>(job, row_begin, first_half);
   } else {
