@@ -1,5 +1,5 @@
 # make demo      a first text from the model in the package (no network after the install)
-# make test      everything the tests need, then all of them
+# make test      everything the tests need, then all of them, in two processes (JOBS=4 for more)
 # make lint      ruff, mypy, clang-format
 # make stubs     type stubs of the native module, after a change of its bindings
 # make sanitize  native tests under address + undefined, then thread sanitizers; Python smoke suite under the first
@@ -18,8 +18,9 @@ SOURCES := $(shell find csrc python -type f -not -name '*.pyc') CMakeLists.txt p
 demo: $(VENV)/.installed
 	$(BIN)/fastllm generate "The os module provides" --max-tokens 64 --temperature 0.8 --seed 0 --stream
 
+JOBS ?= 2
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

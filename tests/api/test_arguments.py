@@ -17,7 +17,7 @@ def llm():
 
 
 PROMPTS = [
-    5, None, object(), b"abc", [None], [5.5], [[1.5]], [[]], "", [""], {}, {"x": 1}, {"prompt": 5}, {"prompt": None},
+    5, None, ..., b"abc", [None], [5.5], [[1.5]], [[]], "", [""], {}, {"x": 1}, {"prompt": 5}, {"prompt": None},
     {"prompt_token_ids": "abc"}, {"prompt_token_ids": None}, [["a"]], [b"abc"], [[2**70]], [[-(2**70)]], [[True]],
     [[-1]], [[4096]], "word " * 1000,
 ]  # fmt: skip
@@ -32,7 +32,7 @@ def test_prompts(llm, prompt):
         llm.generate(["fine", prompt if not isinstance(prompt, list) else prompt[0]], ONE)
 
 
-@pytest.mark.parametrize("params", ["x", 5, [], [ONE, ONE], {}, [None], [5], object()], ids=repr)
+@pytest.mark.parametrize("params", ["x", 5, [], [ONE, ONE], {}, [None], [5], ...], ids=repr)
 def test_sampling_params(llm, params):
     with pytest.raises(InvalidRequestError, match="sampling_params"):
         llm.generate("a", params)

@@ -3,6 +3,7 @@
 As a program it builds, at a low priority: conftest.py starts it beside the tests that come before those of this folder.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -50,8 +51,11 @@ def build():
         options.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
     if ninja:
         options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    run(cmake, "-S", ROOT, "-B", folder, *options, timeout=300)
-    run(cmake, "--build", folder, "-j", str(len(os.sched_getaffinity(0))), timeout=1200)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "building.lock").open("w") as lock:  # each process of pytest-xdist asks for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run(cmake, "-S", ROOT, "-B", folder, *options, timeout=300)
+        run(cmake, "--build", folder, "-j", str(len(os.sched_getaffinity(0))), timeout=1200)
 
 
 if __name__ == "__main__":
