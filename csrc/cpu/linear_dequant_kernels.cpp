@@ -1,8 +1,8 @@
 // y = x W^T + bias with int8 or int4 weights and float activations (modes bf16 and f32 of ops/weights.h).
 //
 // For each scale group (whole rows: each block of 64 columns) code - zero is written as floats into pair blocks on the
-// stack, 16 KB at most, which all tiles of rows then multiply as if they were weights: small integers are exact in bf16.
-// What each row has so far waits on the stack too.
+// stack, 16 KB at most, which all tiles of rows then multiply as if they were weights: small integers are exact in
+// bf16. What each row has so far waits on the stack too.
 //
 // Order of the sum: k ascending within a group from 0, as in linear_kernels.cpp, then acc = fma(sum, scale, acc) over
 // ascending groups (whole rows: one sum, times the scale). So a row has the same bits in any company. Levels differ:
